@@ -1,0 +1,66 @@
+# Reprise: one Makefile, one list of files per folder (FOLDER/files.mk).
+#
+#   make            the reprise command and the test guests   -> build/
+#   make check      everything that has to pass before a change lands
+#   make bench      figures, side by side with the Debian QEMU
+#   make lab        build (once) the whole-host lab that tests/lab/run uses
+#   make deps       install the Debian packages all of this needs
+#
+# SAN=address|thread|fuzzer builds a sanitizer variant into build-$(SAN).
+
+SAN     ?=
+BUILD   := build$(if $(SAN),-$(SAN))
+CC      ?= gcc
+WERROR  := $(if $(CI),-Werror)
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Wmissing-prototypes
+OPT     := -O2 -g
+SANFLAGS_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SANFLAGS_thread  := -fsanitize=thread
+SANFLAGS_fuzzer  := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+ifeq ($(SAN),fuzzer)
+CC      := clang
+endif
+CFLAGS  += -std=gnu17 $(OPT) $(WARN) $(WERROR) $(SANFLAGS_$(SAN))
+CPPFLAGS += -D_GNU_SOURCE -I. -MMD -MP
+LDFLAGS += $(SANFLAGS_$(SAN)) -pthread
+LDLIBS  := -luring -lnbd -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcurl -lcrypto -lseccomp -lpthread
+
+# Every folder names its files: core_SRCS, vmm_SRCS, ...
+include core/files.mk vmm/files.mk replicator/files.mk store/files.mk tools/files.mk tests/files.mk
+
+LAYERS  := core vmm replicator store
+objs     = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIBS    := $(foreach l,store replicator vmm core,$(BUILD)/lib$(l).a)
+
+.PHONY: all clean
+all: $(BUILD)/reprise
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+
+define layer
+$(BUILD)/lib$(1).a: $$(call objs,$$($(1)_SRCS))
+	@rm -f $$@
+	$$(AR) rcs $$@ $$^
+endef
+$(foreach l,$(LAYERS),$(eval $(call layer,$(l))))
+
+$(BUILD)/reprise: $(call objs,$(tools_SRCS)) $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) $(LDLIBS)
+
+# Criterion tests: one program per layer's folder in tests/unit.
+UNIT    := $(foreach s,$(unit_SRCS),$(BUILD)/$(s:.c=))
+$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $< $(LIBS) $(LDLIBS) -lcriterion
+
+.PHONY: unit
+unit: $(UNIT)
+	@rc=0; for t in $(UNIT); do echo "== $$t"; $$t -j2 || rc=1; done; exit $$rc
+
+include tests/check.mk
+
+clean:
+	rm -rf build build-*
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,2 @@
+# Criterion programs, one per file.
+unit_SRCS :=

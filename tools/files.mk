@@ -1,0 +1,1 @@
+tools_SRCS := tools/main.c
