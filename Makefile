@@ -10,7 +10,7 @@
 
 SAN     ?=
 BUILD   := build$(if $(SAN),-$(SAN))
-CC      ?= gcc
+CC      := gcc
 WERROR  := $(if $(CI),-Werror)
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Wmissing-prototypes
 OPT     := -O2 -g
