@@ -1,0 +1,35 @@
+/*
+ * event.h - the one event log (INV-7): whatever the engine or the machine decides, with its reason.
+ *
+ * Events go to a bounded ring, to every subscriber (QMP clients, `reprise top`), and travel with the VM as the
+ * section "history". Name: QMP style, upper case ("RESUME", "PROTECT_LOST"). Data: one JSON object as text.
+ * Any thread may emit; subscribers are called under the log's lock and must only hand the event on.
+ */
+#ifndef RP_CORE_EVENT_H
+#define RP_CORE_EVENT_H
+
+#include "core/epoch.h"
+
+struct rp_event {
+    uint64_t wall_ns;
+    uint64_t epoch;             /* the VM's newest epoch then, 0: none */
+    char name[32];
+    char host[32];
+    char data[192];             /* JSON object, "{}" at least; cut values are marked by the emitter */
+};
+
+struct rp_events;
+int rp_events_create(unsigned capacity, struct rp_events **out) RP_MUST_CHECK; /* -ENOMEM */
+void rp_events_destroy(struct rp_events *ev);
+/* fmt gives the JSON object's text. ev == NULL: nothing happens. */
+void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, const char *fmt, ...) RP_PRINTF(4, 5);
+/* fn is called for each event from now on. Returns an id for unsubscribe, or -ENOMEM. */
+int rp_events_subscribe(struct rp_events *ev, void (*fn)(void *ctx, const struct rp_event *e), void *ctx);
+void rp_events_unsubscribe(struct rp_events *ev, int id);
+/* Copies up to max newest events, oldest first; returns how many. */
+unsigned rp_events_copy(struct rp_events *ev, struct rp_event *out, unsigned max);
+/* The history as a section, and back (hostile bytes refused; appended before what is there). */
+int rp_events_save(struct rp_events *ev, struct rp_sections *s) RP_MUST_CHECK;
+int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_error *err) RP_MUST_CHECK;
+
+#endif

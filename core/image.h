@@ -1,0 +1,48 @@
+/*
+ * image.h - the receiving side's image of a VM: RAM and the sections of the newest whole epoch.
+ *
+ * rp_image_feed takes records in order, stages an epoch, and on EPOCH_END verifies it: counts, and that the
+ * RAM digest of the image with the epoch applied equals the trailer's. Only then is the epoch applied, whole
+ * (INV-2). Until then RAM is untouched, so a stream that stops in the middle leaves the parent epoch.
+ *
+ *   EMPTY ──EPOCH(full)──► STAGING ──EPOCH_END, verified──► HOLDS n ──EPOCH(parent n)──► STAGING ─► HOLDS n+1
+ *                             └── anything wrong ──► back to what it held before; the error says where
+ *
+ * Modes: RP_IMAGE_STAGED as above (a standby: RAM must never be half an epoch). RP_IMAGE_DIRECT writes pages
+ * of a full epoch straight into RAM (a restore: the process gives the memory back when it fails).
+ * Thread: one. RAM belongs to the caller, who gives the view through rp_image_ops once the layout is known.
+ */
+#ifndef RP_CORE_IMAGE_H
+#define RP_CORE_IMAGE_H
+
+#include "core/stream.h"
+
+enum rp_image_mode { RP_IMAGE_STAGED, RP_IMAGE_DIRECT };
+
+struct rp_image_ops {
+    void *ctx;
+    /* The first epoch's header was accepted: provide RAM of this layout (zeroed). Refuse what the host cannot give. */
+    int (*ram)(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err);
+    /* A DISK record of a verified epoch, in order, at apply time. May be NULL: then DISK records are refused. */
+    int (*disk)(void *ctx, const struct rp_record *r, struct rp_error *err);
+};
+
+struct rp_image;
+int rp_image_create(enum rp_image_mode mode, const struct rp_image_ops *ops, uint64_t staging_max_bytes,
+                    struct rp_image **out, struct rp_error *err) RP_MUST_CHECK;
+void rp_image_destroy(struct rp_image *img);
+
+/* Feeds one record (BEGIN and END too). 0: taken; 1: taken, and an epoch was just applied (rp_image_header);
+ * <0: refused; the image holds what it held before this epoch. */
+int rp_image_feed(struct rp_image *img, const struct rp_record *r, struct rp_error *err) RP_MUST_CHECK;
+/* Forgets the epoch being staged (the link broke in the middle of it). */
+void rp_image_drop(struct rp_image *img);
+
+uint64_t rp_image_epoch(const struct rp_image *img);    /* newest whole epoch, 0: none */
+const struct rp_epoch_header *rp_image_header(const struct rp_image *img);
+const struct rp_epoch_trailer *rp_image_trailer(const struct rp_image *img);
+const struct rp_sections *rp_image_sections(const struct rp_image *img);
+const struct rp_digest *rp_image_digest(const struct rp_image *img);
+uint64_t rp_image_staged_bytes(const struct rp_image *img);
+
+#endif
