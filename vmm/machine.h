@@ -1,0 +1,100 @@
+/*
+ * machine.h - one virtual machine: made from a config, driven by a control thread.
+ *
+ * States:  CREATED ─start─► RUNNING ◄─resume/pause─► PAUSED ─► (any) STOPPED (guest powered off, quit)
+ *          CREATED ─rp_machine_enter(image)─► PAUSED (an epoch's state) ─resume─► RUNNING
+ *
+ * Threads: "main" (control: these calls), "io" (vmm/loop.h), "vcpu N". The machine lock guards devices; lock order
+ * is control lock > machine lock (docs/threads.md). vCPU threads never block on I/O or on a peer.
+ *
+ * rp_machine_quiesce is the one way to stop the vCPUs. After it: every vCPU thread is outside KVM_RUN with its
+ * last exit completed, the io thread is outside of callbacks, no device touches guest RAM.
+ */
+#ifndef RP_VMM_MACHINE_H
+#define RP_VMM_MACHINE_H
+
+#include "core/event.h"
+#include "core/image.h"
+#include "core/source.h"
+#include "vmm/guest_ram.h"
+
+#define RP_VCPUS_MAX 32
+#define RP_DISKS_MAX 8
+#define RP_NICS_MAX 8
+
+enum rp_serial_kind { RP_SERIAL_NULL, RP_SERIAL_STDIO, RP_SERIAL_FILE, RP_SERIAL_UNIX };
+struct rp_chardev_config { enum rp_serial_kind kind; const char *path; };
+
+struct rp_disk_config {
+    const char *path;           /* raw file or block device, nbd://… ; NULL with fd */
+    int fd;                     /* descriptor passed in, or -1 */
+    bool readonly;
+    char serial[21];            /* VIRTIO_BLK_ID, NUL-terminated */
+    unsigned queues;            /* 0: one per vCPU up to 4 */
+};
+enum rp_nic_kind { RP_NIC_TAP, RP_NIC_UNIX, RP_NIC_FD };
+struct rp_nic_config {
+    enum rp_nic_kind kind;
+    const char *name;           /* tap interface or socket path */
+    int fd;
+    uint8_t mac[6];             /* all zero: made from the VM id */
+    bool has_mac;
+    unsigned queues;            /* queue pairs, 0: 1 */
+};
+
+struct rp_machine_config {
+    char name[RP_VM_NAME_MAX];
+    uint8_t vm_id[16];          /* all zero: random */
+    unsigned vcpus;
+    struct rp_ram_config ram;
+    const char *kernel, *initrd, *cmdline;  /* kernel may be NULL when an epoch will be entered */
+    struct rp_chardev_config serial, console;   /* console: virtio-console */
+    bool has_console, rng, balloon;
+    unsigned ndisks, nnics;
+    struct rp_disk_config disks[RP_DISKS_MAX];
+    struct rp_nic_config nics[RP_NICS_MAX];
+    enum { RP_DIRTY_AUTO, RP_DIRTY_LOG, RP_DIRTY_RING } dirty;
+    bool wall_clock_follows;    /* restore: guest wall clock follows the host (default) or stays */
+};
+
+enum rp_run_state { RP_VM_CREATED, RP_VM_RUNNING, RP_VM_PAUSED, RP_VM_SHUTDOWN, RP_VM_FAILED };
+
+struct rp_machine;
+
+/* Opens /dev/kvm, makes RAM, vCPUs and devices; loads the kernel when one is given. Errors carry the exit class
+ * (RP_EXIT_HOST for a missing /dev/kvm, permission, RAM the host lacks …). */
+int rp_machine_create(const struct rp_machine_config *cfg, struct rp_events *events, struct rp_machine **out,
+                      struct rp_error *err) RP_MUST_CHECK;
+void rp_machine_destroy(struct rp_machine *m);  /* drains disks, joins all threads, frees */
+
+int rp_machine_start(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* threads up, vCPUs running */
+int rp_machine_pause(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* quiesce and stay; event STOP */
+int rp_machine_resume(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK; /* event RESUME */
+void rp_machine_powerdown(struct rp_machine *m);    /* ACPI power button; event POWERDOWN */
+int rp_machine_reset(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* event RESET; kernel loaded again */
+void rp_machine_quit(struct rp_machine *m);         /* asks rp_machine_wait to return */
+/* Blocks the control thread until the VM ended (guest power-off, quit, failure); an fd for poll users. */
+enum rp_run_state rp_machine_state(const struct rp_machine *m);
+const char *rp_machine_failure(const struct rp_machine *m);     /* why RP_VM_FAILED; "" otherwise */
+int rp_machine_end_fd(const struct rp_machine *m);  /* eventfd, readable once the VM has ended */
+
+/* The machine as a source of epochs (core/source.h). Borrowed; lives as long as the machine. */
+struct rp_source *rp_machine_source(struct rp_machine *m);
+
+/* The machine's RAM, for an image that is loaded straight into it. */
+struct rp_guest_ram *rp_machine_ram(struct rp_machine *m);
+/* Loads every section into vCPUs and devices (order and reasons: docs/state.md). RAM holds the epoch already. The
+ * machine is then PAUSED. On error it is to be destroyed. `moved`: announce addresses, new generation id. */
+int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const struct rp_epoch_trailer *t,
+                     bool moved, struct rp_error *err) RP_MUST_CHECK;
+
+/* --- what QMP and status ask --- */
+struct rp_vcpu_info { unsigned index; int thread_id; bool halted; };
+struct rp_disk_info { const char *path; bool readonly; uint64_t size_bytes; uint64_t rd_ops, wr_ops, rd_bytes, wr_bytes, flush_ops; };
+struct rp_nic_info { char mac[18]; const char *kind, *name; uint64_t rx_frames, tx_frames, rx_bytes, tx_bytes; };
+const struct rp_machine_config *rp_machine_cfg(const struct rp_machine *m);
+unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsigned max);
+unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max);
+unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned max);
+
+#endif
