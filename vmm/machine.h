@@ -47,6 +47,8 @@ struct rp_machine_config {
     uint8_t vm_id[16];          /* all zero: random */
     unsigned vcpus;
     struct rp_ram_config ram;
+    struct rp_guest_ram *adopt; /* RAM that is there already (an image was loaded into it); the machine owns it from then on,
+                                   and `ram` is ignored. NULL: made from `ram` */
     const char *kernel, *initrd, *cmdline;  /* kernel may be NULL when an epoch will be entered */
     struct rp_chardev_config serial, console;   /* console: virtio-console */
     bool has_console, rng, balloon;
@@ -56,6 +58,11 @@ struct rp_machine_config {
     enum { RP_DIRTY_AUTO, RP_DIRTY_LOG, RP_DIRTY_RING } dirty;
     bool wall_clock_follows;    /* restore: guest wall clock follows the host (default) or stays */
 };
+
+/* Fills in what an epoch fixes (vcpus, which devices in which slots, disk and nic counts, MACs, queue counts) from its
+ * "machine" section; host-side options (paths, descriptors) are the caller's and stay. -EBADMSG when cfg's host-side
+ * options cannot serve it (fewer disks or nics than the epoch has: says which). */
+int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config *cfg, struct rp_error *err) RP_MUST_CHECK;
 
 enum rp_run_state { RP_VM_CREATED, RP_VM_RUNNING, RP_VM_PAUSED, RP_VM_SHUTDOWN, RP_VM_FAILED };
 
