@@ -1,0 +1,54 @@
+/*
+ * devices.h - how a machine makes its virtio devices. Each create opens the host resource, plugs a PCI function into
+ * `slot` and fills in *out for the machine's list; section = the device's table, instance = slot. On error nothing
+ * stays. out->ops->destroy frees everything. Machine lock held, or before the threads run.
+ */
+#ifndef RP_VMM_DEVICES_H
+#define RP_VMM_DEVICES_H
+
+#include "core/event.h"
+#include "vmm/device.h"
+#include "vmm/gate.h"
+#include "vmm/loop.h"
+#include "vmm/machine.h"
+#include "vmm/pci.h"
+
+/* What a device borrows from its machine; must outlive the device. */
+struct rp_device_env {
+    struct rp_guest_ram *ram;
+    struct rp_pci_bus *pci;
+    struct rp_irqs *irqs;       /* NULL (tests): no ioeventfds, signals become pending bits */
+    struct rp_loop *loop;
+    struct rp_events *events;   /* may be NULL */
+    struct rp_gate *gate;       /* outputs leave through it */
+    unsigned vcpus;             /* for the default number of queues */
+};
+
+/* cfg is copied. A descriptor passed in is owned by the device on success. -EBUSY: the disk is locked by another VM. */
+int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const struct rp_disk_config *cfg,
+                         struct rp_device *out, struct rp_error *err) RP_MUST_CHECK;
+void rp_virtio_blk_info(const struct rp_device *d, struct rp_disk_info *out);
+/* Takes or gives up the image lock, and opens or closes the way to the disk with it: between hosts that share it. */
+int rp_virtio_blk_lock(const struct rp_device *d, bool lock, struct rp_error *err) RP_MUST_CHECK;
+
+/* `mac`: the address to use (config's, or made from the VM id by the caller). */
+int rp_virtio_net_create(const struct rp_device_env *env, unsigned slot, const struct rp_nic_config *cfg,
+                         const uint8_t mac[6], struct rp_device *out, struct rp_error *err) RP_MUST_CHECK;
+void rp_virtio_net_info(const struct rp_device *d, struct rp_nic_info *out);
+
+int rp_virtio_rng_create(const struct rp_device_env *env, unsigned slot, struct rp_device *out,
+                         struct rp_error *err) RP_MUST_CHECK;
+
+int rp_virtio_console_create(const struct rp_device_env *env, unsigned slot, const struct rp_chardev_config *cfg,
+                             struct rp_device *out, struct rp_error *err) RP_MUST_CHECK;
+
+int rp_virtio_balloon_create(const struct rp_device_env *env, unsigned slot, struct rp_device *out,
+                             struct rp_error *err) RP_MUST_CHECK;
+/* How much RAM the guest should give back. */
+void rp_virtio_balloon_target(const struct rp_device *d, uint64_t bytes);
+uint64_t rp_virtio_balloon_actual(const struct rp_device *d);
+
+extern const struct rp_state_table rp_virtio_blk_table, rp_virtio_net_table, rp_virtio_rng_table,
+    rp_virtio_console_table, rp_virtio_balloon_table;
+
+#endif
