@@ -33,7 +33,9 @@ objs     = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIBS    := $(foreach l,store replicator vmm core,$(BUILD)/lib$(l).a)
 
 .PHONY: all clean
-all: $(BUILD)/reprise
+all: $(BUILD)/reprise guests
+
+include tests/guests/guests.mk
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
