@@ -25,7 +25,7 @@ struct rp_bus {                 /* machine lock */
     struct rp_bus_range ranges[RP_BUS_RANGES_MAX]; /* ascending by start, disjoint */
 };
 
-int rp_bus_add(struct rp_bus *bus, uint64_t start, uint64_t len, rp_io_fn *fn, void *dev) RP_MUST_CHECK; /* -EEXIST, -ENOSPC */
+int rp_bus_add(struct rp_bus *bus, uint64_t start, uint64_t len, rp_io_fn *fn, void *dev) RP_MUST_CHECK; /* -EEXIST, -ENOSPC, -EINVAL */
 void rp_bus_remove(struct rp_bus *bus, uint64_t start);
 /* Unclaimed reads give all ones, unclaimed writes nothing. Accesses that cross a range's end are unclaimed. */
 void rp_bus_access(struct rp_bus *bus, uint64_t addr, uint8_t *data, uint32_t len, bool write);

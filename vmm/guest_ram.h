@@ -2,7 +2,7 @@
  * guest_ram.h - guest RAM: one memfd, mapped once, reached only through range-checked calls.
  *
  * Layout: [0, min(size, 3 GiB)) below the PCI hole, the rest from 4 GiB up. Host address = base + gpa.
- * The memfd's offset is the guest-physical address; the hole is never touched.
+ * The memfd's offset is the guest-physical address; the hole is reserved without access, so a stray pointer faults.
  *
  * Whoever writes guest RAM from the host says so (rp_ram_dirty), after the write and before the guest can see
  * the completion: the device half of dirty tracking. rp_gpa_t is a struct so that a guest address can be
@@ -12,8 +12,10 @@
 #ifndef RP_VMM_GUEST_RAM_H
 #define RP_VMM_GUEST_RAM_H
 
+#include "core/bytes.h"
 #include "core/ram.h"
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <sys/uio.h>
 
@@ -35,7 +37,7 @@ struct rp_guest_ram {
     int memfd;
     uint64_t size_bytes;
     struct rp_pageset device_dirty;     /* atomic: pages the host wrote since the last harvest */
-    bool track;                         /* atomic: device_dirty is kept */
+    _Atomic bool track;                 /* device_dirty is kept; rp_ram_track */
 };
 
 int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg, struct rp_error *err) RP_MUST_CHECK;
@@ -50,5 +52,7 @@ void rp_ram_dirty_iov(struct rp_guest_ram *ram, const struct iovec *iov, int n, 
 /* Copies; -EFAULT when not RAM. Write marks dirty. */
 int rp_ram_read(const struct rp_guest_ram *ram, rp_gpa_t gpa, void *out, size_t len) RP_MUST_CHECK;
 int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t len) RP_MUST_CHECK;
+/* Starts or stops keeping device_dirty (stopping empties it). The source's thread, machine lock held. */
+void rp_ram_track(struct rp_guest_ram *ram, bool on);
 
 #endif

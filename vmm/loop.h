@@ -25,7 +25,7 @@ int rp_loop_add(struct rp_loop *l, int fd, uint32_t epoll_events, rp_loop_fn *fn
 int rp_loop_modify(struct rp_loop *l, int fd, uint32_t epoll_events) RP_MUST_CHECK;
 void rp_loop_remove(struct rp_loop *l, int fd);
 
-/* One-shot timers at CLOCK_MONOTONIC ns. */
+/* One-shot timers at CLOCK_MONOTONIC ns. Machine lock held; callbacks run on the io thread, like the others. */
 struct rp_timer;
 int rp_timer_create(struct rp_loop *l, void (*fn)(void *ctx), void *ctx, struct rp_timer **out) RP_MUST_CHECK;
 void rp_timer_destroy(struct rp_timer *t);

@@ -1,0 +1,232 @@
+/* Guest RAM: a memfd mapped region by region into one reserved range of addresses; see guest_ram.h. */
+#include "vmm/guest_ram.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/memfd.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#define HUGE_BYTES (2ull << 20)
+#define SIZE_MAX_BYTES (1ull << 40)     /* 1 TiB: far beyond what is supported, keeps every sum below 2^63 */
+
+static void layout(struct rp_ram_view *view, uint64_t size_bytes)
+{
+    uint64_t low = size_bytes < RP_RAM_LOW_END ? size_bytes : RP_RAM_LOW_END;
+    uint64_t high = size_bytes - low;
+
+    view->pages = size_bytes >> RP_PAGE_SHIFT;
+    view->nregions = 1;
+    view->regions[0] = (struct rp_ram_region){.gfn = 0, .pages = low >> RP_PAGE_SHIFT};
+    view->gfn_end = low >> RP_PAGE_SHIFT;
+    if (high > 0) {
+        view->nregions = 2;
+        view->regions[1] = (struct rp_ram_region){
+            .gfn = RP_RAM_HIGH_START >> RP_PAGE_SHIFT, .pages = high >> RP_PAGE_SHIFT};
+        view->gfn_end = (RP_RAM_HIGH_START + high) >> RP_PAGE_SHIFT;
+    }
+}
+
+/* MemAvailable of /proc/meminfo in bytes; 0 when it cannot be read. */
+static uint64_t available_bytes(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[128];
+    uint64_t kib = 0;
+
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
+            break;
+    fclose(f);
+    return kib << 10;
+}
+
+static int check_config(const struct rp_ram_config *cfg, struct rp_error *err)
+{
+    uint64_t unit = cfg->hugetlb ? HUGE_BYTES : RP_PAGE_SIZE;
+    uint64_t available = available_bytes();
+    struct sysinfo si;
+
+    if (cfg->size_bytes == 0 || cfg->size_bytes % unit != 0 || cfg->size_bytes > SIZE_MAX_BYTES)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "guest RAM of %" PRIu64 " bytes: must be a multiple of %" PRIu64
+                             " bytes, at most 1 TiB", cfg->size_bytes, unit);
+    if (cfg->hugetlb || sysinfo(&si) != 0)
+        return 0;
+    if (cfg->size_bytes > ((uint64_t)si.totalram + si.totalswap) * si.mem_unit)
+        return rp_error_exit(err, RP_EXIT_HOST, ENOMEM, "guest RAM of %" PRIu64 " MiB: the host has %" PRIu64
+                             " MiB of memory and swap", cfg->size_bytes >> 20,
+                             (((uint64_t)si.totalram + si.totalswap) * si.mem_unit) >> 20);
+    if (cfg->populate && available != 0 && cfg->size_bytes > available)
+        return rp_error_exit(err, RP_EXIT_HOST, ENOMEM, "guest RAM of %" PRIu64 " MiB, populated: only %" PRIu64
+                             " MiB are available on this host", cfg->size_bytes >> 20, available >> 20);
+    return 0;
+}
+
+static int make_memfd(const struct rp_ram_config *cfg, uint64_t end_bytes, struct rp_error *err)
+{
+    unsigned flags = MFD_CLOEXEC | (cfg->hugetlb ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
+    int fd = memfd_create("guest-ram", flags);
+    int e;
+
+    if (fd < 0)
+        return rp_error_exit(err, RP_EXIT_HOST, errno, "memfd for guest RAM%s: %m",
+                             cfg->hugetlb ? " (2 MiB huge pages; vm.nr_hugepages)" : "");
+    if (ftruncate(fd, (off_t)end_bytes) != 0) {
+        e = errno;
+        close(fd);
+        return rp_error_exit(err, RP_EXIT_HOST, e, "guest RAM: ftruncate to %" PRIu64 " bytes: %m", end_bytes);
+    }
+    return fd;
+}
+
+/* Reserves `end_bytes` of addresses, 2 MiB aligned so that huge pages line up with guest frames. */
+static uint8_t *reserve(uint64_t end_bytes)
+{
+    size_t len = (size_t)(end_bytes + HUGE_BYTES);
+    uint8_t *p = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t head;
+
+    if (p == MAP_FAILED)
+        return NULL;
+    head = (size_t)(-(uintptr_t)p & (HUGE_BYTES - 1));
+    if (head > 0)
+        munmap(p, head);
+    munmap(p + head + end_bytes, len - head - end_bytes);
+    return p + head;
+}
+
+static int map_region(const struct rp_guest_ram *ram, const struct rp_ram_region *r, const struct rp_ram_config *cfg,
+                      struct rp_error *err)
+{
+    uint64_t start = r->gfn << RP_PAGE_SHIFT;
+    size_t len = (size_t)(r->pages << RP_PAGE_SHIFT);
+    uint8_t *want = ram->view.base + start;
+
+    if (mmap(want, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, ram->memfd, (off_t)start) != want)
+        return rp_error_exit(err, RP_EXIT_HOST, errno, "guest RAM: mapping %zu bytes: %m%s", len,
+                             cfg->hugetlb ? " (too few free huge pages: vm.nr_hugepages)" : "");
+    /* Advice: what the host cannot do is not an error. */
+    (void)madvise(want, len, MADV_DONTDUMP);
+    if (cfg->thp)
+        (void)madvise(want, len, MADV_HUGEPAGE);
+    if (cfg->populate && madvise(want, len, MADV_POPULATE_WRITE) != 0)
+        return rp_error_exit(err, RP_EXIT_HOST, errno, "guest RAM: populating %zu bytes: %m", len);
+    return 0;
+}
+
+int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg, struct rp_error *err)
+{
+    uint64_t end_bytes;
+    int rc = check_config(cfg, err);
+
+    if (rc < 0)
+        return rc;
+    *ram = (struct rp_guest_ram){.memfd = -1, .size_bytes = cfg->size_bytes};
+    layout(&ram->view, cfg->size_bytes);
+    end_bytes = ram->view.gfn_end << RP_PAGE_SHIFT;
+
+    rc = rp_pageset_init(&ram->device_dirty, ram->view.gfn_end);
+    if (rc < 0)
+        return rp_error_set(err, rc, "guest RAM: no memory for the page set");
+    rc = make_memfd(cfg, end_bytes, err);
+    if (rc < 0)
+        goto undo_set;
+    ram->memfd = rc;
+    ram->view.base = reserve(end_bytes);
+    if (!ram->view.base) {
+        rc = rp_error_exit(err, RP_EXIT_HOST, errno, "guest RAM: reserving %" PRIu64 " bytes of addresses: %m", end_bytes);
+        goto undo_memfd;
+    }
+    for (uint32_t i = 0; i < ram->view.nregions; i++) {
+        rc = map_region(ram, &ram->view.regions[i], cfg, err);
+        if (rc < 0)
+            goto undo_map;
+    }
+    return 0;
+
+undo_map:
+    munmap(ram->view.base, (size_t)end_bytes);
+undo_memfd:
+    close(ram->memfd);
+undo_set:
+    rp_pageset_fini(&ram->device_dirty);
+    *ram = (struct rp_guest_ram){.memfd = -1};
+    return rc;
+}
+
+void rp_guest_ram_fini(struct rp_guest_ram *ram)
+{
+    if (!ram->view.base)
+        return;
+    munmap(ram->view.base, (size_t)(ram->view.gfn_end << RP_PAGE_SHIFT));
+    close(ram->memfd);
+    rp_pageset_fini(&ram->device_dirty);
+    *ram = (struct rp_guest_ram){.memfd = -1};
+}
+
+void *rp_ram_at(const struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len)
+{
+    uint64_t end;
+
+    if (!rp_add(gpa.v, len, &end))
+        return NULL;
+    for (uint32_t i = 0; i < ram->view.nregions; i++) {
+        uint64_t start = ram->view.regions[i].gfn << RP_PAGE_SHIFT;
+        uint64_t stop = start + (ram->view.regions[i].pages << RP_PAGE_SHIFT);
+        if (gpa.v >= start && gpa.v < stop)
+            return end <= stop ? ram->view.base + gpa.v : NULL;
+    }
+    return NULL;
+}
+
+void rp_ram_dirty(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len)
+{
+    uint64_t first = gpa.v >> RP_PAGE_SHIFT;
+
+    /* Pairs with rp_ram_track: the flag goes up before the first harvest looks. */
+    if (len == 0 || !atomic_load_explicit(&ram->track, memory_order_acquire))
+        return;
+    rp_pageset_set_atomic(&ram->device_dirty, first, ((gpa.v + len - 1) >> RP_PAGE_SHIFT) - first + 1);
+}
+
+void rp_ram_dirty_iov(struct rp_guest_ram *ram, const struct iovec *iov, int n, uint64_t len)
+{
+    for (int i = 0; i < n && len > 0; i++) {
+        uint64_t part = iov[i].iov_len < len ? iov[i].iov_len : len;
+        rp_ram_dirty(ram, rp_gpa((uint64_t)((uint8_t *)iov[i].iov_base - ram->view.base)), part);
+        len -= part;
+    }
+}
+
+int rp_ram_read(const struct rp_guest_ram *ram, rp_gpa_t gpa, void *out, size_t len)
+{
+    const void *p = rp_ram_at(ram, gpa, len);
+
+    if (!p)
+        return -EFAULT;
+    memcpy(out, p, len);
+    return 0;
+}
+
+int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t len)
+{
+    void *p = rp_ram_at(ram, gpa, len);
+
+    if (!p)
+        return -EFAULT;
+    memcpy(p, in, len);
+    rp_ram_dirty(ram, gpa, len);
+    return 0;
+}
+
+void rp_ram_track(struct rp_guest_ram *ram, bool on)
+{
+    atomic_store_explicit(&ram->track, on, memory_order_release);
+    if (!on)
+        rp_pageset_clear(&ram->device_dirty);
+}
