@@ -1,1 +1,9 @@
-core_SRCS :=
+core_SRCS := \
+	core/bytes.c \
+	core/error.c \
+	core/fault.c \
+	core/histogram.c \
+	core/log.c \
+	core/pool.c \
+	core/queue.c \
+	core/ram.c

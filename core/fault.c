@@ -1,0 +1,58 @@
+#include "core/fault.h"
+
+#include "core/log.h"
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum action { ACT_ERROR, ACT_KILL, ACT_STALL };
+
+/* One armed point per process: RP_FAULT names it. armed: -1 not read yet, 0 none, else the point. */
+static _Atomic int armed = -1;
+static _Atomic long left;
+static enum action action;
+
+static const struct { int point; const char *name; } points[] = {
+#define X(n, id, name) {n, name},
+    RP_FAULT_LIST(X)
+#undef X
+};
+
+void rp_fault_reload(void)
+{
+    const char *env = getenv("RP_FAULT");
+    int point = 0;
+    char name[64] = "", act[16] = "error";
+    long nth = 1;
+    if (env && sscanf(env, "%63[^:]:%ld:%15s", name, &nth, act) >= 1)
+        for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
+            if (strcmp(points[i].name, name) == 0)
+                point = points[i].point;
+    if (env && *env && !point)
+        rp_log(RP_LOG_ERROR, "RP_FAULT=%s: no such fault point", env);
+    action = strcmp(act, "kill") == 0 ? ACT_KILL : strcmp(act, "stall") == 0 ? ACT_STALL : ACT_ERROR;
+    atomic_store(&left, nth);
+    atomic_store(&armed, point);
+}
+
+bool rp_fault(enum rp_fault_point point)
+{
+    int a = atomic_load_explicit(&armed, memory_order_relaxed);
+    if (a < 0) {
+        rp_fault_reload();
+        a = atomic_load_explicit(&armed, memory_order_relaxed);
+    }
+    if (a != (int)point || atomic_fetch_sub(&left, 1) != 1)
+        return false;
+    if (action == ACT_KILL)
+        kill(getpid(), SIGKILL);
+    if (action == ACT_STALL) {
+        sleep(1);
+        return false;
+    }
+    return true;
+}
