@@ -12,7 +12,8 @@ SAN     ?=
 BUILD   := build$(if $(SAN),-$(SAN))
 CC      := gcc
 WERROR  := $(if $(CI),-Werror)
-WARN    := -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Wmissing-prototypes
+# Messages are cut to their buffers on purpose.
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wcast-qual -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation
 OPT     := -O2 -g
 SANFLAGS_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SANFLAGS_thread  := -fsanitize=thread
