@@ -33,7 +33,7 @@ struct rp_epoch_header {
     uint64_t gfn_end;
     uint32_t nregions;
     uint32_t reserved;
-    struct { uint64_t gfn, pages; } regions[RP_RAM_REGIONS_MAX];
+    struct rp_ram_region regions[RP_RAM_REGIONS_MAX];
 };
 extern const struct rp_state_table rp_epoch_header_table;
 
