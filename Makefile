@@ -63,6 +63,10 @@ unit: $(UNIT)
 
 include tests/check.mk
 
+.PHONY: deps
+deps:
+	apt-get -y --no-install-recommends install $$(cat tests/deps.txt)
+
 clean:
 	rm -rf build build-*
 

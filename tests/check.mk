@@ -1,3 +1,12 @@
 # What has to pass before a change lands. Each step is a target of its own.
 .PHONY: check
 check: all unit
+
+# The whole-host lab (docs/lab.md): images and boot snapshots, cached outside the tree; then its own tests.
+.PHONY: lab lab-smoke
+lab:
+	tests/lab/build
+	tests/lab/run --snapshots
+
+lab-smoke: all
+	tests/lab/run smoke-hosts smoke-client smoke-rdma smoke-kvm faults
