@@ -9,4 +9,4 @@ lab:
 	tests/lab/run --snapshots
 
 lab-smoke: all
-	tests/lab/run smoke-hosts smoke-client smoke-rdma smoke-kvm faults
+	tests/lab/run smoke-hosts smoke-client smoke-rdma smoke-kvm smoke-guest faults

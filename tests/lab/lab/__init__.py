@@ -1,5 +1,7 @@
 """The lab: whole emulated hosts, the wires between them, and what can go wrong with both. See docs/lab.md."""
+from .guest import Guest
 from .host import Host, Result
+from .load import RedisLoad
 from .scenario import Failure, Lab, Skip
 
-__all__ = ["Failure", "Host", "Lab", "Result", "Skip"]
+__all__ = ["Failure", "Guest", "Host", "Lab", "RedisLoad", "Result", "Skip"]

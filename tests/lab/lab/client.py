@@ -91,6 +91,10 @@ class Client:
         self.lab.note_process(self.process.pid, "client")
         self.agent = LocalAgent(self.process.pid, rootless, lambda text: self.lab.log_host(self, text))
 
+    def file(self, path):
+        """The name that a file of the tests, or of self.result, has for scripts here: its own."""
+        return str(path)
+
     run = Host.run
     background = Host.background
 

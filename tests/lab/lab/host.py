@@ -3,6 +3,7 @@ import collections
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -157,6 +158,12 @@ class Host:
         if not self.agent:
             raise HostDied(f"{self} is not running")
         return self.agent.start(script)
+
+    def file(self, path):
+        """The name that a file has for scripts in the host: one outside self.result is copied into it first."""
+        if self.result not in path.parents:
+            shutil.copy(path, self.result)
+        return f"/mnt/result/{path.name}"
 
     def kernel_log_must_be_clean(self):
         """Fail if the host's kernel has complained about lockups, clocks, I/O or itself."""

@@ -21,7 +21,7 @@ class Images:
 
     def snapshot(self, description):
         """The place of the boot snapshot of a host with this description (any text that determines it)."""
-        key = hashlib.sha256("\n".join([self.path.name, _machine(), description]).encode()).hexdigest()[:12]
+        key = hashlib.sha256("\n".join([(self.path / "host-id").read_text(), _machine(), description]).encode()).hexdigest()[:12]
         return self.cache / f"lab-snapshot-{key}"
 
 

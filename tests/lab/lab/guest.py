@@ -1,0 +1,126 @@
+"""A guest inside a lab host: the lab's guest image under `reprise`, or under Debian's QEMU to compare with."""
+import pathlib
+import shlex
+import time
+
+from .agent import HostDied
+from .host import KERNEL_TROUBLE
+
+IMAGES = "/mnt/images"
+SHELL_PORT = 2323
+REDIS_PORT = 6379
+# A guest's kernel says only what is bad; a panic resets, which the monitor reports.
+APPEND = "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on"
+
+
+class Guest:
+    """What a guest is made of, and the monitor that runs it now. It may be started on several hosts, one after the other."""
+
+    def __init__(self, lab, name="vm", monitor="reprise", kernel="bzImage", initrd="guest-redis.cpio", mode="redis",
+                 memory_mib=160, cpus=1, number=1, disk=None, disk_mib=64, append=""):
+        self.lab = lab
+        self.name = name
+        self.monitor = monitor
+        self.kernel = kernel
+        self.initrd = initrd
+        self.memory_mib = memory_mib
+        self.cpus = cpus
+        self.address = f"10.10.1.{number}"
+        self.mac = f"52:54:00:0a:10:{number:02x}"
+        self.tap = f"tap{number}"
+        self.disk = disk                # path in the host, made by make_disk()
+        self.disk_mib = disk_mib
+        self.append = f"{APPEND} ip={self.address}/16 mode={mode} {append}".strip()
+        self.host = None
+        self.job = None                 # the monitor; its output is the guest's console
+        self.began = 0.0
+
+    # -- what a host must have -------------------------------------------------------------------------------------
+
+    def prepare(self, host):
+        """Make the tap and, unless it is there, the disk on a host that will run the guest."""
+        host.run(f"""
+            [ -e /sys/class/net/{self.tap} ] && exit 0
+            ip tuntap add {self.tap} mode tap vnet_hdr
+            ip link set {self.tap} master br0 up""")
+        if self.disk:
+            host.run(f"[ -e {self.disk} ] || {{ truncate -s {self.disk_mib}M {self.disk} && mkfs.ext4 -qF {self.disk}; }}")
+
+    def warm(self, host):
+        """Read the images into the host's page cache, so that a time measured is not that of the share."""
+        host.run(f"cat {IMAGES}/{self.kernel} {IMAGES}/{self.initrd} > /dev/null")
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def command(self):
+        """The command line that boots the guest, its console on standard output."""
+        return self._qemu() if self.monitor == "qemu" else self._reprise()
+
+    def _reprise(self):
+        words = ["reprise", "run", "--name", self.name, "--memory", f"{self.memory_mib}M", "--cpus", str(self.cpus),
+                 "--kernel", f"{IMAGES}/{self.kernel}", "--initrd", f"{IMAGES}/{self.initrd}",
+                 "--append", self.append, *self.host_side()]
+        return shlex.join(words)
+
+    def host_side(self):
+        """The options that say what of the host the guest uses: the same for `run`, `restore` and `standby`."""
+        words = ["--net", f"tap:{self.tap},mac={self.mac}", "--serial", "stdio"]
+        if self.disk:
+            words += ["--disk", self.disk]
+        return words
+
+    def _qemu(self):
+        words = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-M", "microvm,pit=off,rtc=on", "-m", str(self.memory_mib),
+                 "-smp", str(self.cpus), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+                 "-kernel", f"{IMAGES}/{self.kernel}", "-initrd", f"{IMAGES}/{self.initrd}", "-append", self.append,
+                 "-netdev", f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off",
+                 "-device", f"virtio-net-device,netdev=net,mac={self.mac}"]
+        if self.disk:
+            words += ["-drive", f"if=none,id=disk,format=raw,cache=writeback,aio=io_uring,file={self.disk}",
+                      "-device", "virtio-blk-device,drive=disk"]
+        return shlex.join(words)
+
+    def start(self, host):
+        """Boot on this host; does not wait."""
+        self.prepare(host)
+        self.launch(host, self.command())
+
+    def launch(self, host, command):
+        """Run a monitor on a host, whatever it does there: boot, restore, stand by."""
+        self.host = host
+        self.began = time.monotonic()
+        self.job = host.background("exec " + command)
+
+    def wait_for(self, marker, timeout_s=120):
+        """Wait for a marker of the guest's init on the console; returns the seconds since the start."""
+        try:
+            self.job.wait_for_output(f"REPRISE-GUEST-{marker}", timeout_s)
+        except TimeoutError as error:
+            raise self.lab.Failure(f"guest {self.name} ({self.monitor}) on {self.host}: {error}") from error
+        return time.monotonic() - self.began
+
+    def run(self, script, timeout_s=60):
+        """Run a shell script inside the guest, over its network; returns what it printed."""
+        end = "REPRISE-END"
+        job = self.host.background(f"printf '%s\\necho {end} $?\\nexit\\n' {shlex.quote(script)} |"
+                                   f" timeout {timeout_s} socat -t {timeout_s} - TCP:{self.address}:{SHELL_PORT},retry=30,interval=0.2")
+        job.wait(timeout_s + 10)
+        if end not in job.output:
+            raise HostDied(f"guest {self.name}: no answer to: {script}\n{job.output[-500:]}")
+        text, rc = job.output.rsplit(end, 1)
+        if rc.strip() != "0":
+            raise self.lab.Failure(f"guest {self.name}: exit code {rc.strip()} from: {script}\n{text}")
+        return text
+
+    def kernel_log_must_be_clean(self):
+        """Fail if the guest's kernel has complained since its boot (emulated processors make it warn then)."""
+        log = self.run("dmesg") + self.job.output.rpartition("REPRISE-GUEST-UP")[2]
+        pathlib.Path(self.lab.directory / f"{self.name}.dmesg.log").write_text(log, encoding="utf-8")
+        trouble = [line for line in log.splitlines() if KERNEL_TROUBLE.search(line)]
+        if trouble:
+            raise self.lab.Failure(f"guest {self.name}: kernel log: " + "; ".join(trouble[:5]))
+
+    def kill(self):
+        """End the monitor at once."""
+        self.job.kill()
+        self.job.wait(20)
