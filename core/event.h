@@ -18,6 +18,8 @@ struct rp_event {
     char data[192];             /* JSON object, "{}" at least; cut values are marked by the emitter */
 };
 
+extern const struct rp_state_table rp_history_table;
+
 struct rp_events;
 int rp_events_create(unsigned capacity, struct rp_events **out) RP_MUST_CHECK; /* -ENOMEM */
 void rp_events_destroy(struct rp_events *ev);

@@ -4,10 +4,14 @@ core_SRCS := \
 	core/digest.c \
 	core/epoch.c \
 	core/error.c \
+	core/event.c \
 	core/fault.c \
 	core/histogram.c \
+	core/image.c \
 	core/log.c \
 	core/pool.c \
 	core/queue.c \
 	core/ram.c \
-	core/state.c
+	core/sink_fd.c \
+	core/state.c \
+	core/stream.c

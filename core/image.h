@@ -8,8 +8,10 @@
  *   EMPTY ──EPOCH(full)──► STAGING ──EPOCH_END, verified──► HOLDS n ──EPOCH(parent n)──► STAGING ─► HOLDS n+1
  *                             └── anything wrong ──► back to what it held before; the error says where
  *
- * Modes: RP_IMAGE_STAGED as above (a standby: RAM must never be half an epoch). RP_IMAGE_DIRECT writes pages
- * of a full epoch straight into RAM (a restore: the process gives the memory back when it fails).
+ * A full epoch goes straight into RAM in either mode: nothing older is there to be kept (a full epoch replaces what the
+ * image held, which is EMPTY from its EPOCH record on). RP_IMAGE_DIRECT does the same with delta epochs, for a restore
+ * whose process gives the memory back when it fails; RP_IMAGE_STAGED keeps them aside until they are whole.
+ * Sections that a delta epoch does not bring are those of its parent.
  * Thread: one. RAM belongs to the caller, who gives the view through rp_image_ops once the layout is known.
  */
 #ifndef RP_CORE_IMAGE_H

@@ -1,0 +1,509 @@
+#include "core/image.h"
+
+#include "core/fault.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define BLOCK_PAGES 256u        /* staged pages are allocated 1 MiB at a time and kept for the next epoch */
+
+enum image_phase { PHASE_BETWEEN, PHASE_DIRECT, PHASE_STAGING, PHASE_ENDED };
+
+struct staged_page {
+    uint64_t gfn;
+    uint32_t pass;
+    bool zero;
+    struct rp_hash128 hash;     /* filled in when the epoch is verified */
+};
+
+struct rp_image {
+    enum rp_image_mode mode;
+    struct rp_image_ops ops;
+    uint64_t staging_max;
+    enum image_phase phase;
+    bool begun;
+    struct rp_ram_view ram;
+    bool have_ram;
+    struct rp_digest digest;
+    uint64_t epoch;                     /* newest whole epoch, 0: EMPTY */
+    struct rp_epoch_header header, next_header;
+    struct rp_epoch_trailer trailer;
+    struct rp_sections sections, next_sections;
+    uint64_t records, entries, disk_bytes;  /* of the epoch being taken */
+    struct rp_buf disk;                 /* its DISK records: u32 length + payload each */
+
+    uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; direct: 1 + pass last written; 0: none */
+    struct staged_page *pages;
+    uint32_t npages, pages_cap;
+    uint8_t **blocks;                   /* contents of page i: blocks[i / BLOCK_PAGES] + i % BLOCK_PAGES pages */
+    uint32_t nblocks, blocks_cap;
+};
+
+int rp_image_create(enum rp_image_mode mode, const struct rp_image_ops *ops, uint64_t staging_max_bytes,
+                    struct rp_image **out, struct rp_error *err)
+{
+    struct rp_image *img = calloc(1, sizeof(*img));
+    if (!img)
+        return rp_error_set(err, ENOMEM, "no memory for an image");
+    img->mode = mode;
+    img->ops = *ops;
+    img->staging_max = staging_max_bytes;
+    *out = img;
+    return 0;
+}
+
+void rp_image_destroy(struct rp_image *img)
+{
+    if (!img)
+        return;
+    for (uint32_t i = 0; i < img->nblocks; i++)
+        free(img->blocks[i]);
+    free(img->blocks);
+    free(img->pages);
+    free(img->mark);
+    rp_buf_fini(&img->disk);
+    rp_sections_fini(&img->sections);
+    rp_sections_fini(&img->next_sections);
+    rp_digest_fini(&img->digest);
+    free(img);
+}
+
+static int refuse(struct rp_error *err, const struct rp_record *r, const char *why)
+{
+    return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "stream offset %llu: record type %u: %s",
+                         (unsigned long long)r->offset, r->type, why);
+}
+
+static uint8_t *staged_at(struct rp_image *img, uint32_t i)
+{
+    return img->blocks[i / BLOCK_PAGES] + (size_t)(i % BLOCK_PAGES) * RP_PAGE_SIZE;
+}
+
+static void clear_marks(struct rp_image *img)
+{
+    if (img->phase == PHASE_DIRECT)
+        memset(img->mark, 0, img->ram.gfn_end * sizeof(*img->mark));
+    else
+        for (uint32_t i = 0; i < img->npages; i++)
+            img->mark[img->pages[i].gfn] = 0;
+    img->npages = 0;
+}
+
+/* A full epoch that failed half-way left garbage in RAM: back to zeroes, so that EMPTY means empty. */
+static void wipe(struct rp_image *img)
+{
+    for (uint32_t i = 0; i < img->ram.nregions; i++)
+        for (uint64_t g = img->ram.regions[i].gfn; g < img->ram.regions[i].gfn + img->ram.regions[i].pages; g++)
+            if (img->digest.pages[g].lo | img->digest.pages[g].hi) {
+                memset(rp_ram_page(&img->ram, g), 0, RP_PAGE_SIZE);
+                rp_digest_update(&img->digest, g, (struct rp_hash128){0, 0});
+            }
+    rp_sections_reset(&img->sections);
+}
+
+void rp_image_drop(struct rp_image *img)
+{
+    if (img->phase != PHASE_DIRECT && img->phase != PHASE_STAGING)
+        return;
+    if (img->phase == PHASE_DIRECT) {
+        img->epoch = 0;
+        wipe(img);
+    }
+    clear_marks(img);
+    rp_sections_reset(&img->next_sections);
+    rp_buf_reset(&img->disk);
+    img->phase = PHASE_BETWEEN;
+}
+
+/* --- staging --- */
+
+/* The staged copy of page gfn, made if need be. NULL with err when memory or the bound does not allow it;
+ * NULL without when a higher pass is there already. */
+static uint8_t *stage(struct rp_image *img, uint64_t gfn, uint32_t pass, uint32_t *index, struct rp_error *err)
+{
+    uint32_t m = img->mark[gfn];
+    if (m) {
+        *index = m - 1;
+        if (img->pages[m - 1].pass > pass)
+            return NULL;
+        img->pages[m - 1].pass = pass;
+        return staged_at(img, m - 1);
+    }
+    if (rp_image_staged_bytes(img) + RP_PAGE_SIZE > img->staging_max) {
+        rp_error_set(err, ENOBUFS, "epoch %llu is larger than the staging memory (%llu MiB)",
+                     (unsigned long long)img->next_header.number, (unsigned long long)(img->staging_max >> 20));
+        return NULL;
+    }
+    if (img->npages == img->pages_cap) {
+        uint32_t cap = img->pages_cap ? img->pages_cap * 2 : 1024;
+        void *p = realloc(img->pages, cap * sizeof(*img->pages));
+        if (!p)
+            goto nomem;
+        img->pages = p;
+        img->pages_cap = cap;
+    }
+    if (img->npages / BLOCK_PAGES == img->nblocks) {
+        if (img->nblocks == img->blocks_cap) {
+            uint32_t cap = img->blocks_cap ? img->blocks_cap * 2 : 64;
+            void *p = realloc(img->blocks, cap * sizeof(*img->blocks));
+            if (!p)
+                goto nomem;
+            img->blocks = p;
+            img->blocks_cap = cap;
+        }
+        if (!(img->blocks[img->nblocks] = malloc((size_t)BLOCK_PAGES * RP_PAGE_SIZE)))
+            goto nomem;
+        img->nblocks++;
+    }
+    *index = img->npages++;
+    img->pages[*index] = (struct staged_page){.gfn = gfn, .pass = pass};
+    img->mark[gfn] = img->npages;
+    return staged_at(img, *index);
+nomem:
+    rp_error_set(err, ENOMEM, "no memory to stage an epoch");
+    return NULL;
+}
+
+struct walk {
+    struct rp_image *img;
+    uint32_t *pass;
+};
+
+static int decode(uint8_t codec, const uint8_t *payload, uint32_t len, const uint8_t *parent, uint8_t *page, struct rp_error *err)
+{
+    switch (codec) {
+    case RP_CODEC_LZ4:
+        return rp_lz4_decode(payload, len, page, err);
+    case RP_CODEC_DELTA:
+        if (page != parent)
+            memcpy(page, parent, RP_PAGE_SIZE);
+        return rp_delta_decode(payload, len, page, err);
+    default:
+        memcpy(page, payload, RP_PAGE_SIZE);
+        return 0;
+    }
+}
+
+static int stage_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
+{
+    struct walk *w = ctx;
+    struct rp_image *img = w->img;
+    for (uint32_t i = 0; i < e->pages; i++) {
+        uint32_t index;
+        struct rp_error why = {0};
+        uint8_t *page = stage(img, e->gfn + i, *w->pass, &index, &why);
+        if (!page) {
+            if (!why.code)
+                continue;
+            if (err)
+                *err = why;
+            return why.code;
+        }
+        img->pages[index].zero = e->codec == RP_CODEC_ZERO;
+        if (e->codec == RP_CODEC_ZERO)
+            continue;
+        const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
+        int rc = decode(e->codec, payload, e->len, rp_ram_page(&img->ram, e->gfn + i), page, err);
+        if (rc < 0) {
+            rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)(e->gfn + i));
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
+{
+    struct walk *w = ctx;
+    struct rp_image *img = w->img;
+    bool full = img->next_header.flags & RP_EPOCH_FULL;
+    if (e->codec == RP_CODEC_DELTA && full)
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "gfn 0x%llx: a delta in a full epoch has no parent",
+                             (unsigned long long)e->gfn);
+    for (uint32_t i = 0; i < e->pages; i++) {
+        uint64_t gfn = e->gfn + i;
+        if (img->mark[gfn] > *w->pass + 1)
+            continue;
+        img->mark[gfn] = *w->pass + 1;
+        uint8_t *page = rp_ram_page(&img->ram, gfn);
+        struct rp_hash128 h = {0, 0};
+        if (e->codec == RP_CODEC_ZERO) {
+            if (!rp_page_is_zero(page))
+                memset(page, 0, RP_PAGE_SIZE);
+        } else {
+            const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
+            int rc = decode(e->codec, payload, e->len, page, page, err);
+            if (rc < 0) {
+                memset(page, 0, RP_PAGE_SIZE);  /* lz4 may have written some of it; the epoch is lost anyway */
+                rp_digest_update(&img->digest, gfn, h);
+                rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)gfn);
+                return rc;
+            }
+            h = rp_page_hash(gfn, page);
+        }
+        rp_digest_update(&img->digest, gfn, h);
+    }
+    return 0;
+}
+
+static int count_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
+{
+    (void)e;
+    (void)err;
+    ++*(uint64_t *)ctx;
+    return 0;
+}
+
+static int take_ram(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    uint32_t pass;
+    struct walk w = {img, &pass};
+    int rc = rp_ram_walk(r, &img->ram, &pass, img->phase == PHASE_DIRECT ? direct_entry : stage_entry, &w, err);
+    if (rc < 0)
+        return rc;
+    img->records++;
+    return rp_ram_walk(r, &img->ram, &pass, count_entry, &img->entries, err);
+}
+
+/* --- the epoch's beginning and end --- */
+
+static bool same_layout(const struct rp_epoch_header *a, const struct rp_epoch_header *b)
+{
+    return a->gfn_end == b->gfn_end && a->nregions == b->nregions &&
+           memcmp(a->regions, b->regions, sizeof(a->regions)) == 0;
+}
+
+static int make_ram(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    const struct rp_epoch_header *h = &img->next_header;
+    struct rp_ram_view view;
+    int rc = img->ops.ram(img->ops.ctx, h, &view, err);
+    if (rc < 0)
+        return rc;
+    if (view.gfn_end != h->gfn_end)
+        return refuse(err, r, "the RAM that was made has another layout");
+    if (rp_digest_init(&img->digest, view.gfn_end) < 0 || !(img->mark = calloc(view.gfn_end, sizeof(*img->mark)))) {
+        rp_digest_fini(&img->digest);
+        return rp_error_set(err, ENOMEM, "no memory to keep track of %llu pages", (unsigned long long)view.gfn_end);
+    }
+    img->ram = view;
+    img->have_ram = true;
+    return 0;
+}
+
+static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    struct rp_epoch_header h;
+    int rc = rp_get_epoch(r, &h, err);
+    if (rc < 0)
+        return rc;
+    if (img->have_ram && (!same_layout(&h, &img->header) || memcmp(h.vm_id, img->header.vm_id, sizeof(h.vm_id)) != 0))
+        return refuse(err, r, "an epoch of another VM, or of another RAM layout");
+    bool full = h.flags & RP_EPOCH_FULL;
+    if (!full && (img->epoch == 0 || h.parent != img->epoch))
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "stream offset %llu: epoch %llu has parent %llu, but the image holds %llu",
+                             (unsigned long long)r->offset, (unsigned long long)h.number, (unsigned long long)h.parent,
+                             (unsigned long long)img->epoch);
+    img->next_header = h;
+    if (!img->have_ram) {
+        rc = make_ram(img, r, err);
+        if (rc < 0)
+            return rc;
+        img->header = h;
+    }
+    img->records = img->entries = img->disk_bytes = 0;
+    img->phase = full || img->mode == RP_IMAGE_DIRECT ? PHASE_DIRECT : PHASE_STAGING;
+    if (full) {             /* it starts from RAM of zeroes */
+        img->epoch = 0;
+        wipe(img);
+    }
+    return 0;
+}
+
+static int take_section(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    struct rp_section s, other;
+    int rc = rp_get_section(r, &s, err);
+    if (rc < 0)
+        return rc;
+    if (rp_sections_find(&img->next_sections, s.name, s.instance, &other))
+        return refuse(err, r, "the same section comes twice");
+    return rp_sections_put(&img->next_sections, &s) < 0 ? rp_error_set(err, ENOMEM, "no memory for a section") : 0;
+}
+
+static int take_disk(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    if (!img->ops.disk)
+        return refuse(err, r, "disk writes, but no disks are kept here");
+    if (rp_image_staged_bytes(img) + r->len > img->staging_max)
+        return rp_error_set(err, ENOBUFS, "the epoch's disk writes are larger than the staging memory");
+    rp_buf_u32(&img->disk, r->len);
+    rp_buf_put(&img->disk, r->payload, r->len);
+    img->disk_bytes += r->len;
+    return img->disk.failed ? rp_error_set(err, ENOMEM, "no memory for disk writes") : 0;
+}
+
+static int apply_disk(struct rp_image *img, struct rp_error *err)
+{
+    struct rp_reader in = rp_reader_of(img->disk.data, img->disk.len);
+    while (in.left > 0) {
+        struct rp_record r = {.type = RP_REC_DISK, .len = rp_get_u32(&in)};
+        r.payload = rp_get(&in, r.len);
+        int rc = img->ops.disk(img->ops.ctx, &r, err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* Sections the epoch did not bring are its parent's. */
+static int merge_sections(struct rp_image *img)
+{
+    size_t pos = 0;
+    struct rp_section s, other;
+    while (rp_sections_next(&img->sections, &pos, &s))
+        if (!rp_sections_find(&img->next_sections, s.name, s.instance, &other) && rp_sections_put(&img->next_sections, &s) < 0)
+            return -ENOMEM;
+    struct rp_sections old = img->sections;
+    img->sections = img->next_sections;
+    img->next_sections = old;
+    rp_sections_reset(&img->next_sections);
+    return 0;
+}
+
+static struct rp_hash128 staged_digest(struct rp_image *img)
+{
+    struct rp_hash128 sum = img->digest.sum;
+    for (uint32_t i = 0; i < img->npages; i++) {
+        struct staged_page *p = &img->pages[i];
+        p->hash = p->zero ? (struct rp_hash128){0, 0} : rp_page_hash(p->gfn, staged_at(img, i));
+        sum.lo += p->hash.lo - img->digest.pages[p->gfn].lo;
+        sum.hi += p->hash.hi - img->digest.pages[p->gfn].hi;
+    }
+    return sum;
+}
+
+static void apply_staged(struct rp_image *img)
+{
+    for (uint32_t i = 0; i < img->npages; i++) {
+        const struct staged_page *p = &img->pages[i];
+        if (p->zero)
+            memset(rp_ram_page(&img->ram, p->gfn), 0, RP_PAGE_SIZE);
+        else
+            memcpy(rp_ram_page(&img->ram, p->gfn), staged_at(img, i), RP_PAGE_SIZE);
+        rp_digest_update(&img->digest, p->gfn, p->hash);
+    }
+}
+
+static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    struct rp_epoch_trailer t;
+    int rc = rp_get_epoch_end(r, &t, err);
+    if (rc < 0)
+        return rc;
+    if (t.number != img->next_header.number)
+        return refuse(err, r, "the end of another epoch");
+    if (t.ram_records != img->records || t.ram_pages != img->entries || t.sections != img->next_sections.count ||
+        t.disk_bytes != img->disk_bytes)
+        return refuse(err, r, "records of the epoch are missing");
+    struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : staged_digest(img);
+    if (sum.lo != t.digest_lo || sum.hi != t.digest_hi)
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG,
+                             "stream offset %llu: epoch %llu: the RAM digest differs from the source's: the image is not what was cut",
+                             (unsigned long long)r->offset, (unsigned long long)t.number);
+    if (rp_fault(RP_FAULT_IMAGE_APPLY))
+        return rp_error_set(err, EIO, "applying epoch %llu: fault point", (unsigned long long)t.number);
+    if ((rc = apply_disk(img, err)) < 0)
+        return rc;
+    if (img->next_header.flags & RP_EPOCH_FULL)
+        rp_sections_reset(&img->sections);
+    if (merge_sections(img) < 0)
+        return rp_error_set(err, ENOMEM, "no memory for sections");
+    if (img->phase == PHASE_STAGING)
+        apply_staged(img);
+    clear_marks(img);
+    rp_buf_reset(&img->disk);
+    img->header = img->next_header;
+    img->trailer = t;
+    img->epoch = t.number;
+    img->phase = PHASE_BETWEEN;
+    return 1;
+}
+
+static int take(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    uint32_t version;
+    if (img->phase == PHASE_ENDED)
+        return refuse(err, r, "after the end of the stream");
+    if (!img->begun && r->type != RP_REC_BEGIN)
+        return refuse(err, r, "before the beginning of the stream");
+    bool inside = img->phase == PHASE_DIRECT || img->phase == PHASE_STAGING;
+    switch (r->type) {
+    case RP_REC_BEGIN:
+        img->begun = true;
+        return inside ? refuse(err, r, "inside an epoch") : rp_get_begin(r, &version, err);
+    case RP_REC_EPOCH:
+        return inside ? refuse(err, r, "inside an epoch") : take_epoch(img, r, err);
+    case RP_REC_END:
+        if (inside)
+            return refuse(err, r, "inside an epoch");
+        img->phase = PHASE_ENDED;
+        return 0;
+    default:
+        break;
+    }
+    if (!inside)
+        return refuse(err, r, "outside of an epoch");
+    switch (r->type) {
+    case RP_REC_RAM:
+        return take_ram(img, r, err);
+    case RP_REC_SECTION:
+        return take_section(img, r, err);
+    case RP_REC_DISK:
+        return take_disk(img, r, err);
+    case RP_REC_EPOCH_END:
+        return take_end(img, r, err);
+    case RP_REC_JOURNAL:
+        return 0;
+    default:
+        return r->flags & 1 ? 0 : refuse(err, r, "unknown to this version");
+    }
+}
+
+int rp_image_feed(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
+{
+    int rc = take(img, r, err);
+    if (rc < 0)
+        rp_image_drop(img);
+    return rc;
+}
+
+uint64_t rp_image_epoch(const struct rp_image *img)
+{
+    return img->epoch;
+}
+
+const struct rp_epoch_header *rp_image_header(const struct rp_image *img)
+{
+    return &img->header;
+}
+
+const struct rp_epoch_trailer *rp_image_trailer(const struct rp_image *img)
+{
+    return &img->trailer;
+}
+
+const struct rp_sections *rp_image_sections(const struct rp_image *img)
+{
+    return &img->sections;
+}
+
+const struct rp_digest *rp_image_digest(const struct rp_image *img)
+{
+    return &img->digest;
+}
+
+uint64_t rp_image_staged_bytes(const struct rp_image *img)
+{
+    return (uint64_t)img->npages * RP_PAGE_SIZE + img->disk.len;
+}

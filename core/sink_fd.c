@@ -1,0 +1,176 @@
+/* A sink that writes the stream to a file or a pipe. Small records are gathered, large ones written behind them at once. */
+#include "core/fault.h"
+#include "core/sink.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define GATHER (256u << 10)
+
+struct sink_fd {
+    struct rp_sink base;
+    int fd;
+    bool sync;
+    struct rp_sink_events events;
+    struct rp_buf small;        /* emitting thread: sealed records not yet written */
+    uint64_t seq, epochs;       /* emitting thread */
+    _Atomic uint64_t bytes;
+    _Atomic bool cancelled;
+};
+
+static struct sink_fd *of(struct rp_sink *s)
+{
+    return (struct sink_fd *)s;
+}
+
+static int wait_writable(struct sink_fd *s)
+{
+    struct pollfd p = {.fd = s->fd, .events = POLLOUT};
+    while (poll(&p, 1, 100) == 0)
+        if (atomic_load(&s->cancelled))
+            return -EPIPE;
+    return atomic_load(&s->cancelled) ? -EPIPE : 0;
+}
+
+static int write_all(struct sink_fd *s, struct iovec *iov, int n, struct rp_error *err)
+{
+    while (n > 0) {
+        if (iov->iov_len == 0) {
+            iov++;
+            n--;
+            continue;
+        }
+        if (rp_fault(RP_FAULT_SINK_WRITE))
+            return rp_error_set(err, EIO, "writing the stream at byte %llu: fault point", (unsigned long long)atomic_load(&s->bytes));
+        if (wait_writable(s) < 0)
+            return rp_error_set(err, EPIPE, "writing the stream was cancelled");
+        ssize_t w = writev(s->fd, iov, n);
+        if (w < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (w < 0)
+            return rp_error_set(err, errno, "writing the stream at byte %llu: %s", (unsigned long long)atomic_load(&s->bytes),
+                                errno == EPIPE ? "the reader has gone" : strerror(errno));
+        atomic_fetch_add(&s->bytes, (uint64_t)w);
+        for (size_t left = (size_t)w; left > 0;) {
+            size_t take = left < iov->iov_len ? left : iov->iov_len;
+            iov->iov_base = (uint8_t *)iov->iov_base + take;
+            iov->iov_len -= take;
+            left -= take;
+            if (iov->iov_len == 0) {
+                iov++;
+                n--;
+            }
+        }
+    }
+    return 0;
+}
+
+static int write_small(struct sink_fd *s, struct rp_error *err)
+{
+    struct iovec iov = {s->small.data, s->small.len};
+    int rc = write_all(s, &iov, 1, err);
+    rp_buf_reset(&s->small);
+    return rc;
+}
+
+static int put_small(struct sink_fd *s, int rc, struct rp_error *err)
+{
+    s->seq++;
+    return rc < 0 ? rp_error_set(err, rc, "no memory for a record") : 0;
+}
+
+static int fd_start(struct rp_sink *base, const struct rp_sink_events *events, struct rp_error *err)
+{
+    struct sink_fd *s = of(base);
+    s->events = *events;
+    return put_small(s, rp_put_begin(&s->small, s->seq), err);
+}
+
+static int fd_emit(struct rp_sink *base, struct rp_buf *record, struct rp_error *err)
+{
+    struct sink_fd *s = of(base);
+    int rc = rp_record_seal(record, 0, s->seq++);
+    if (rc < 0)
+        return rp_error_set(err, rc, "a record could not be made");
+    if (record->len < GATHER / 4) {
+        rp_buf_put(&s->small, record->data, record->len);
+        if (s->small.failed)
+            return rp_error_set(err, ENOMEM, "no memory for a record");
+        return s->small.len >= GATHER ? write_small(s, err) : 0;
+    }
+    struct iovec iov[2] = {{s->small.data, s->small.len}, {record->data, record->len}};
+    rc = write_all(s, iov, 2, err);
+    rp_buf_reset(&s->small);
+    return rc;
+}
+
+static int sync_fd(struct sink_fd *s, struct rp_error *err)
+{
+    if (!s->sync)
+        return 0;
+    if (rp_fault(RP_FAULT_SINK_SYNC))
+        return rp_error_set(err, EIO, "syncing the stream: fault point");
+    if (fdatasync(s->fd) < 0 && errno != EINVAL && errno != EROFS)     /* EINVAL: a pipe */
+        return rp_error_set(err, errno, "syncing the stream: %s", strerror(errno));
+    return 0;
+}
+
+static int fd_flush(struct rp_sink *base, uint64_t epoch, struct rp_error *err)
+{
+    struct sink_fd *s = of(base);
+    int rc = write_small(s, err);
+    if (rc == 0)
+        rc = sync_fd(s, err);
+    if (rc < 0)
+        return rc;
+    s->epochs++;
+    s->events.committed(s->events.ctx, base, epoch);
+    return 0;
+}
+
+static void fd_cancel(struct rp_sink *base)
+{
+    atomic_store(&of(base)->cancelled, true);
+}
+
+static void fd_destroy(struct rp_sink *base)
+{
+    struct sink_fd *s = of(base);
+    rp_buf_fini(&s->small);
+    close(s->fd);
+    free(s);
+}
+
+static const struct rp_sink_ops fd_ops = {
+    .name = "file", .start = fd_start, .emit = fd_emit, .flush = fd_flush, .cancel = fd_cancel, .destroy = fd_destroy,
+};
+
+int rp_sink_fd_create(int fd, bool sync, struct rp_sink **out, struct rp_error *err)
+{
+    struct sink_fd *s = calloc(1, sizeof(*s));
+    if (!s)
+        return rp_error_set(err, ENOMEM, "no memory for a file sink");
+    s->base.ops = &fd_ops;
+    s->fd = fd;
+    s->sync = sync;
+    *out = &s->base;
+    return 0;
+}
+
+int rp_sink_fd_finish(struct rp_sink *base, struct rp_error *err)
+{
+    struct sink_fd *s = of(base);
+    int rc = put_small(s, rp_put_end(&s->small, s->seq, s->epochs), err);
+    if (rc == 0)
+        rc = write_small(s, err);
+    return rc == 0 ? sync_fd(s, err) : rc;
+}
+
+uint64_t rp_sink_fd_bytes(const struct rp_sink *base)
+{
+    return atomic_load(&((const struct sink_fd *)base)->bytes);
+}
