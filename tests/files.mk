@@ -1,2 +1,3 @@
 # Criterion programs, one per file.
-unit_SRCS :=
+unit_SRCS := \
+	tests/unit/test_engine.c
