@@ -34,9 +34,9 @@ objs     = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIBS    := $(foreach l,store replicator vmm core,$(BUILD)/lib$(l).a)
 
 .PHONY: all clean
-all: $(BUILD)/reprise guests
+all: $(BUILD)/reprise guests test-tools
 
-include tests/guests/guests.mk
+include tests/guests/guests.mk tests/tools/files.mk
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

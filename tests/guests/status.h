@@ -127,6 +127,15 @@ struct rg_ledger_entry {
 	uint64_t tsc;
 };
 
+/* The running hash after entry `number` with `id`; it starts at 0. */
+static inline uint64_t rg_ledger_hash(uint64_t hash, uint64_t number, uint64_t id)
+{
+	uint64_t x = (hash ^ id) * UINT64_C(0x9e3779b97f4a7c15) + number;
+
+	x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+	return x ^ x >> 31;
+}
+
 /* The block writer's books; map_gpa: uint32_t sequence expected per block. */
 struct rg_blk {
 	uint64_t map_gpa;
