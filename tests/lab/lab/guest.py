@@ -85,6 +85,10 @@ class Guest:
         self.prepare(host)
         self.launch(host, self.command())
 
+    def restore(self, host, image):
+        """Enter a checkpoint on this host; does not wait."""
+        self.launch(host, shlex.join(["reprise", "restore", image, "--name", self.name, *self.host_side()]))
+
     def launch(self, host, command):
         """Run a monitor on a host, whatever it does there: boot, restore, stand by."""
         self.host = host
@@ -119,6 +123,12 @@ class Guest:
         trouble = [line for line in log.splitlines() if KERNEL_TROUBLE.search(line)]
         if trouble:
             raise self.lab.Failure(f"guest {self.name}: kernel log: " + "; ".join(trouble[:5]))
+
+    def clocks_must_be_monotonic(self):
+        """Fail if a clock inside the guest went backwards; returns what clockwatch saw."""
+        seen = dict(word.split("=") for word in self.run("cat /run/clock").split())
+        self.lab.check(seen["backwards"] == "0", f"guest {self.name}: a clock went backwards: {seen}")
+        return seen
 
     def kill(self):
         """End the monitor at once."""

@@ -43,6 +43,7 @@ options=trans=virtio,version=9p2000.L,msize=524288
 mount -t 9p -o $options,cache=none,ro build /mnt/build
 mount -t 9p -o $options,cache=loose,ro images /mnt/images
 mount -t 9p -o $options,cache=none result /mnt/result
+mount -t 9p -o $options,cache=none shared /mnt/shared
 dmesg -C
 """
 
@@ -194,7 +195,7 @@ class Host:
             mtu = ",host_mtu=9000" if network == "repl" else ""
             arguments += ["-device", f"virtio-net-pci,netdev={network},addr={0x4 + index:#x},"
                                      f"mac=52:54:00:0a:{index + 1:02x}:{self.number:02x}{mtu}"]
-        for index, tag in enumerate(("build", "images", "result")):
+        for index, tag in enumerate(("build", "images", "result", "shared")):
             arguments += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag},addr={0x8 + index:#x}"]
         return arguments
 
@@ -213,7 +214,8 @@ class Host:
         for network in NETWORKS:
             port = self.lab.switch.port(network, self.role)
             arguments += ["-netdev", f"stream,id={network},server=off,addr.type=unix,addr.path={port}"]
-        shares = {"build": (self.lab.build, ",readonly=on"), "images": (images.path, ",readonly=on"), "result": (self.result, "")}
+        shares = {"build": (self.lab.build, ",readonly=on"), "images": (images.path, ",readonly=on"), "result": (self.result, ""),
+                  "shared": (self.lab.shared, "")}
         for tag, (path, options) in shares.items():
             arguments += ["-fsdev", f"local,id={tag},path={path},security_model=none{options}"]
         if incoming:

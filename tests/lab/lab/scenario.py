@@ -37,6 +37,8 @@ class Lab:
         self.images = lab_images.build()
         # Short: unix socket paths end at 107 bytes.
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"reprise-lab-{name}-"))
+        self.shared = self.directory / "shared"     # /mnt/shared in every host: storage that all of them see
+        self.shared.mkdir(mode=0o777)
         self.log_file = open(self.directory / "log", "w", encoding="utf-8", buffering=1)
         self.host_by_role = {}
         self.pids = {}

@@ -17,5 +17,6 @@ def run(lab):
     load.must_advance(200)
     figures = load.finish()
     lab.log(f"{figures}")
+    lab.log(f"clocks in the guest: {guest.clocks_must_be_monotonic()}")
     guest.kernel_log_must_be_clean()
     a.kernel_log_must_be_clean()

@@ -1,0 +1,22 @@
+"""Time of the stock Debian kernel to userland: reprise beside QEMU microvm."""
+from lab import Guest
+from lab.bench import MONITORS, Comparison
+
+TIMEOUT_S = 400
+ROUNDS = 3
+
+
+def run(lab):
+    if "reprise" in MONITORS:
+        lab.need_reprise("run")
+    (a,) = lab.hosts("a")
+    comparison = Comparison(lab)
+    for _ in range(ROUNDS):
+        for monitor in MONITORS:
+            # Each its fastest way in: QEMU's microvm has no other for an ELF than its PVH entry, either.
+            guest = Guest(lab, monitor=monitor, kernel="vmlinux", initrd="guest-base.cpio", mode="poweroff")
+            guest.warm(a)
+            guest.start(a)
+            comparison.add("boot to userland", "s", False, monitor, guest.wait_for("UP"))
+            lab.check(guest.job.wait(60) == 0, f"{monitor} ended with {guest.job.rc}:\n{guest.job.output[-1000:]}")
+    comparison.report()
