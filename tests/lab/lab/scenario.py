@@ -3,6 +3,7 @@ import os
 import pathlib
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 
@@ -147,13 +148,14 @@ class Lab:
                 raise Failure(f"not within {timeout_s} s: {what}")
             time.sleep(0.05)
 
-    def need_reprise(self, verb=None):
-        """Skip the scenario unless build/reprise exists (and knows the verb)."""
+    def need_reprise(self, *verbs):
+        """Skip the scenario unless build/reprise exists and knows these verbs."""
         program = self.build / "reprise"
         if not os.access(program, os.X_OK):
             raise Skip(f"{program} is not built")
-        if verb and verb.encode() not in program.read_bytes():
-            raise Skip(f"{program} does not know '{verb}' yet")
+        for verb in verbs:
+            if subprocess.run([program, verb, "--help"], capture_output=True, timeout=20, check=False).returncode:
+                raise Skip(f"{program} does not know '{verb}' yet")
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

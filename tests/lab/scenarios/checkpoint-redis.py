@@ -34,7 +34,7 @@ def move(lab, guest, target, number):
 
 
 def run(lab):
-    lab.need_reprise("restore")
+    lab.need_reprise("run", "pause", "checkpoint", "restore", "status", "quit")
     a, b = lab.hosts("a", "b")
     client = lab.client()
     guest = Guest(lab, disk="/mnt/shared/disk")
