@@ -14,7 +14,14 @@
     X(2, SINK_SYNC, "sink-sync")             /* its fdatasync fails */ \
     X(3, CUT, "cut")                         /* the source cannot be cut */ \
     X(4, IMAGE_APPLY, "image-apply")         /* applying a verified epoch fails before its first page */ \
-    X(5, LOAD_SECTION, "load-section")       /* entering an epoch fails at a device */
+    X(5, LOAD_SECTION, "load-section")       /* entering an epoch fails at a device */ \
+    X(6, LINK_HELLO, "link-hello")           /* the link breaks before the first greeting */ \
+    X(7, LINK_LANE, "link-lane")             /* … before the lane joins */ \
+    X(8, LINK_RECORD, "link-record")         /* … before a lane's buffer is sent */ \
+    X(9, LINK_EPOCH_END, "link-epoch-end")   /* … before the bytes with an epoch's end are sent */ \
+    X(10, LINK_ACK_SEND, "link-ack-send")    /* the standby holds the epoch but cannot say so */ \
+    X(11, LINK_ACK_RECV, "link-ack-recv")    /* the acknowledgement arrives and is lost */ \
+    X(12, LINK_HEARTBEAT, "link-heartbeat")  /* a heartbeat cannot be sent */
 
 enum rp_fault_point {
 #define X(n, id, name) RP_FAULT_##id = n,

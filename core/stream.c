@@ -238,7 +238,9 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
 /* --- reading from a descriptor --- */
 
 struct rp_stream_reader {
-    int fd;
+    rp_stream_read *read;
+    void *ctx;
+    int fd;                     /* ctx of read_fd */
     uint8_t *buf;
     size_t cap, start, end;     /* bytes [start, end) are read and not consumed */
     uint64_t offset;            /* stream offset of buf[start] */
@@ -246,17 +248,38 @@ struct rp_stream_reader {
     bool ended;
 };
 
-int rp_stream_reader_create(int fd, struct rp_stream_reader **out, struct rp_error *err)
+static ssize_t read_fd(void *ctx, void *buf, size_t len)
+{
+    const int *fd = ctx;
+    for (;;) {
+        ssize_t n = read(*fd, buf, len);
+        if (n >= 0 || errno != EINTR)
+            return n < 0 ? -errno : n;
+    }
+}
+
+int rp_stream_reader_create_fn(rp_stream_read *read, void *ctx, struct rp_stream_reader **out, struct rp_error *err)
 {
     struct rp_stream_reader *r = calloc(1, sizeof(*r));
     if (!r || !(r->buf = malloc(READ_AHEAD))) {
         free(r);
         return rp_error_set(err, ENOMEM, "no memory to read a stream");
     }
-    r->fd = fd;
+    r->read = read;
+    r->ctx = ctx;
     r->cap = READ_AHEAD;
     *out = r;
     return 0;
+}
+
+int rp_stream_reader_create(int fd, struct rp_stream_reader **out, struct rp_error *err)
+{
+    int rc = rp_stream_reader_create_fn(read_fd, NULL, out, err);
+    if (rc == 0) {
+        (*out)->fd = fd;
+        (*out)->ctx = &(*out)->fd;
+    }
+    return rc;
 }
 
 void rp_stream_reader_destroy(struct rp_stream_reader *r)
@@ -282,12 +305,10 @@ static int fill(struct rp_stream_reader *r, size_t n, struct rp_error *err)
         r->start = 0;
     }
     while (r->end - r->start < n) {
-        ssize_t got = read(r->fd, r->buf + r->end, r->cap - r->end);
-        if (got < 0 && errno == EINTR)
-            continue;
+        ssize_t got = r->read(r->ctx, r->buf + r->end, r->cap - r->end);
         if (got < 0)
-            return rp_error_set(err, errno, "reading the stream at offset %llu: %s",
-                                (unsigned long long)(r->offset + (r->end - r->start)), strerror(errno));
+            return rp_error_set(err, (int)got, "reading the stream at offset %llu: %s",
+                                (unsigned long long)(r->offset + (r->end - r->start)), strerror((int)-got));
         if (got == 0)
             return 0;
         r->end += (size_t)got;

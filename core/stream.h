@@ -24,6 +24,8 @@
 #include "core/codec.h"
 #include "core/epoch.h"
 
+#include <sys/types.h>
+
 #define RP_STREAM_VERSION 1u
 #define RP_RECORD_MAGIC 0x5052u
 #define RP_RECORD_HEADER 24u
@@ -93,6 +95,9 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
  * buffer; the record's payload is valid until the next call. */
 struct rp_stream_reader;
 int rp_stream_reader_create(int fd, struct rp_stream_reader **out, struct rp_error *err) RP_MUST_CHECK; /* borrows fd */
+/* The same from anything: `read` gives 1 … len bytes, 0 at the end, or -errno. */
+typedef ssize_t rp_stream_read(void *ctx, void *buf, size_t len);
+int rp_stream_reader_create_fn(rp_stream_read *read, void *ctx, struct rp_stream_reader **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_stream_reader_destroy(struct rp_stream_reader *r);
 /* 1: *out holds a record; 0: the stream ended after END; <0: damaged, cut short (says where) or a read failed. */
 int rp_stream_next(struct rp_stream_reader *r, struct rp_record *out, struct rp_error *err) RP_MUST_CHECK;

@@ -1,6 +1,15 @@
 replicator_SRCS := \
 	replicator/arena.c \
 	replicator/capture.c \
+	replicator/control.c \
 	replicator/encoder.c \
 	replicator/engine.c \
-	replicator/policy.c
+	replicator/handshake.c \
+	replicator/link_recv.c \
+	replicator/link_sink.c \
+	replicator/policy.c \
+	replicator/secret.c \
+	replicator/transport.c \
+	replicator/transport_rdma.c \
+	replicator/transport_socket.c \
+	replicator/uri.c

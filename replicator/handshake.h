@@ -1,0 +1,48 @@
+/*
+ * handshake.h - how two sides of a link come to believe each other, before any memory is spent. docs/link.md.
+ *
+ *   primary                                   standby
+ *     HELLO  version, role, VM, nonce  ──────►   checks version and VM
+ *        ◄──────  CHALLENGE  status, nonce, proof of the key over both nonces and the HELLO
+ *     PROOF  of the key ─────────────────────►   checks
+ *        ◄──────  WELCOME  status, session, epoch held
+ *
+ * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence.
+ */
+#ifndef RP_REPLICATOR_HANDSHAKE_H
+#define RP_REPLICATOR_HANDSHAKE_H
+
+#include "replicator/secret.h"
+#include "replicator/transport.h"
+
+#define RP_LINK_VERSION 1u
+#define RP_HANDSHAKE_TIMEOUT_MS 3000
+#define RP_REASON_MAX 128
+
+enum rp_link_role { RP_LINK_CONTROL = 1, RP_LINK_LANE = 2 };
+
+struct rp_hello {
+    uint32_t version;       /* filled in by connect */
+    uint32_t role;
+    uint32_t lanes;         /* control: how many lanes will follow; lane: its index */
+    uint32_t heartbeat_ms;  /* control: what the primary sends and expects */
+    uint8_t vm_id[16];
+    char vm_name[64];
+    uint8_t session[16];    /* lane: of the control connection's WELCOME */
+};
+struct rp_welcome {
+    uint8_t session[16];
+    uint64_t epoch;         /* newest whole epoch the standby holds of this VM, 0: none */
+};
+
+/* The connecting side. RP_EXIT_REFUSED when the other side refuses or does not know the key. */
+int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const struct rp_hello *hello,
+                         struct rp_welcome *out, struct rp_error *err) RP_MUST_CHECK;
+
+/* The accepting side: `judge` sees the HELLO after the key was proven; it returns 0 and fills in `welcome`, or < 0 with the
+ * reason in err, which the other side is told. */
+typedef int rp_handshake_judge(void *ctx, const struct rp_hello *hello, struct rp_welcome *welcome, struct rp_error *err);
+int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_handshake_judge *judge, void *ctx,
+                        struct rp_hello *out, struct rp_error *err) RP_MUST_CHECK;
+
+#endif

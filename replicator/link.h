@@ -1,0 +1,94 @@
+/*
+ * link.h - a session between a primary and a standby: one control connection and N data lanes. docs/link.md.
+ *
+ *   control   24-byte messages both ways: heartbeats, acknowledgements, goodbye
+ *   lane 0    the epoch stream (core/stream.h) without RAM records that other lanes carry
+ *   lane k    BEGIN, then for each epoch its EPOCH record and some of its RAM records
+ *
+ * An epoch is whole when lane 0's EPOCH_END has come and as many RAM records as it says, on whichever lanes. Each lane is
+ * in order, a lane that is ahead waits for the others, so nothing of epoch n+1 is looked at before n is whole or lost.
+ * The session ends as a whole: when any of its connections breaks, the standby keeps its newest whole epoch (INV-2).
+ */
+#ifndef RP_REPLICATOR_LINK_H
+#define RP_REPLICATOR_LINK_H
+
+#include "core/histogram.h"
+#include "core/image.h"
+#include "core/sink.h"
+#include "replicator/handshake.h"
+
+#define RP_LANES_MAX 16u
+
+/* Why the primary says goodbye. */
+enum rp_bye {
+    RP_BYE_STOP = 1,    /* protection was ended: forget the image */
+    RP_BYE_FINAL = 2,   /* migration, switchover: run from the epoch it names, the source stands still */
+};
+
+/* --- the primary's side: a sink --- */
+
+struct rp_link_config {
+    struct rp_uri uri;
+    struct rp_secret key;
+    uint8_t vm_id[16];
+    char vm_name[64];
+    unsigned lanes;             /* 0: 1 */
+    unsigned heartbeat_ms;      /* 0: 20 */
+    unsigned timeout_ms;        /* silence of the standby that ends the session; 0: 25 heartbeats, at least 500 */
+    int connect_ms;             /* 0: 3000 */
+};
+
+/* Connects and shakes hands on all connections (blocks). *held: the epoch of this VM the standby holds, 0: none. */
+int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, uint64_t *held, struct rp_error *err) RP_MUST_CHECK;
+/* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
+int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
+/* Waits until the target says that it runs (INV-6). -ETIMEDOUT, -EPIPE. */
+int rp_link_sink_wait_running(struct rp_sink *s, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
+
+struct rp_link_stats {
+    uint64_t bytes;             /* on all lanes */
+    uint64_t rtt_ns;            /* of the last heartbeat, 0: none yet */
+    unsigned lanes;
+    const char *transport;
+};
+void rp_link_sink_stats(struct rp_sink *s, struct rp_link_stats *out);
+
+/* --- the standby's side --- */
+
+enum rp_link_end {
+    RP_LINK_LOST = 1,       /* the primary died, hangs, or cannot be reached: `silent` says whether it went without a word */
+    RP_LINK_STOPPED,        /* RP_BYE_STOP */
+    RP_LINK_FINAL,          /* RP_BYE_FINAL: run now */
+    RP_LINK_DAMAGED,        /* what came was refused; err says why */
+    RP_LINK_CANCELLED,      /* rp_link_cancel */
+};
+
+struct rp_link_outcome {
+    enum rp_link_end end;
+    uint64_t epoch;             /* newest whole epoch in the image */
+    uint64_t last_heard_ns;     /* CLOCK_MONOTONIC: when the primary was last heard of */
+    uint64_t detected_ns;       /* when the end was noticed */
+    struct rp_error why;
+};
+
+struct rp_link_recv;
+struct rp_link_recv_config {
+    struct rp_secret key;
+    char vm_name[64];           /* the VM this standby waits for; empty: whichever comes first */
+    unsigned timeout_ms;        /* silence that means the primary is dead; 0: 4 of its heartbeats */
+    struct rp_image *image;     /* borrowed; fed under the session's lock */
+    /* After each applied epoch, from a lane's thread, before it is acknowledged: < 0 ends the session. May be NULL. */
+    int (*applied)(void *ctx, struct rp_image *image, struct rp_error *err);
+    void *ctx;
+};
+/* Owns the listener. */
+int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config *cfg, struct rp_link_recv **out, struct rp_error *err) RP_MUST_CHECK;
+/* Waits for a session and serves it until it ends. Strangers are refused on the way, one after the other.
+ * The control connection of a session that ended FINAL stays open for rp_link_recv_running. */
+int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp_error *err) RP_MUST_CHECK;
+/* Tells the source that the VM runs here now. */
+int rp_link_recv_running(struct rp_link_recv *r, struct rp_error *err) RP_MUST_CHECK;
+void rp_link_cancel(struct rp_link_recv *r);    /* any thread: serve returns RP_LINK_CANCELLED */
+void rp_link_recv_destroy(struct rp_link_recv *r);
+
+#endif
