@@ -1,6 +1,11 @@
 # What has to pass before a change lands. Each step is a target of its own.
 .PHONY: check
-check: all unit
+check: all unit check-guests
+
+# The test guests under the Debian QEMU: they must be right before they judge us.
+.PHONY: check-guests
+check-guests: guests test-tools
+	tests/guests/test-qemu
 
 # The whole-host lab (docs/lab.md): images and boot snapshots, cached outside the tree; then its own tests.
 .PHONY: lab lab-smoke

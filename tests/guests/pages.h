@@ -105,4 +105,35 @@ static inline uint64_t rg_page_word(uint64_t seed, uint64_t index, uint64_t seq,
 	return rg_content_word(fill, rg_page_key(seed, index, 0), i);
 }
 
+#define RG_SECTOR_BYTES 512u
+#define RG_SECTOR_WORDS 64u
+#define RG_SECTOR_MAGIC UINT64_C(0x524f544345535052) /* "RPSECTOR" */
+
+/*
+ * What the block writer's map (struct rg_blk.map_gpa) says of a block: 0, nothing was written to it yet and it may hold anything;
+ * else a sequence, and RG_BLOCK_ZERO if that write was a write-zeroes.
+ */
+#define RG_BLOCK_ZERO 0x80000000u
+
+/* Word `i` that sector `lba` must hold after the write `entry` of the map. */
+static inline uint64_t rg_sector_word(uint64_t seed, uint64_t lba, uint32_t entry, unsigned i)
+{
+	if (entry & RG_BLOCK_ZERO)
+		return 0;
+	uint64_t key = rg_page_key(seed, lba, entry);
+
+	switch (i) {
+	case 0:
+		return RG_SECTOR_MAGIC;
+	case 1:
+		return lba;
+	case 2:
+		return entry;
+	case 3:
+		return key;
+	default:
+		return rg_content_word(RG_CONTENT_RANDOM, key, i);
+	}
+}
+
 #endif

@@ -136,21 +136,26 @@ static inline uint64_t rg_ledger_hash(uint64_t hash, uint64_t number, uint64_t i
 	return x ^ x >> 31;
 }
 
-/* The block writer's books; map_gpa: uint32_t sequence expected per block. */
+/*
+ * The block writer's books. map_gpa: uint32_t per block, what the disk must hold there (pages.h). flight_gpa: uint8_t per block: 1 while a
+ * write to it is with the device (the disk may hold the block's content before or after it), 2 while a read is.
+ */
 struct rg_blk {
 	uint64_t map_gpa;
+	uint64_t flight_gpa;
 	uint64_t capacity_sectors;
-	uint64_t blocks;        /* blocks written to, 0 … blocks-1 */
+	uint64_t blocks; /* blocks used: the first ones of the disk */
+	uint64_t seed;
+	uint64_t features;
 	uint32_t block_bytes;
 	uint32_t depth;
-	uint64_t seed;
-	uint64_t writes;        /* completed */
-	uint64_t flushes;       /* completed */
-	uint64_t reads;         /* completed and compared */
-	uint64_t verifies;      /* whole passes */
+	uint64_t writes;  /* completed, write-zeroes included */
+	uint64_t zeroes;  /* write-zeroes completed */
+	uint64_t flushes; /* completed */
+	uint64_t reads;   /* completed and compared */
+	uint64_t passes;  /* times every block was read and compared */
 	uint64_t in_flight;
-	uint64_t max_latency_ns;
-	uint64_t features;
+	uint64_t latency_max_ns;
 };
 
 struct rg_status {

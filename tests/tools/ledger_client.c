@@ -233,7 +233,7 @@ static void start_requests(struct client *k, struct connection *c, uint64_t now,
 		k->sent++;
 		send_add(c, r->id);
 	}
-	if (k->o.udp && c->in_flight && now - c->window[c->first].asked_ns > UDP_RETRY_NS) {
+	if (k->o.udp && c->in_flight && now > c->window[c->first].asked_ns + UDP_RETRY_NS) {
 		c->window[c->first].asked_ns = now;
 		k->repeated++;
 		send_add(c, c->window[c->first].id);
