@@ -1,0 +1,459 @@
+/* virtio-blk on real files (and an NBD export when qemu-nbd is there), driven through its queues without KVM. */
+#include "tests/unit/guest_driver.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_blk.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#define DISK_BYTES (8u << 20)
+#define SLOT 2
+#define HEADER 0x80000u
+#define STATUS 0x81000u
+#define DATA 0x90000u
+#define WAIT_MS 5000
+
+static struct board board;
+static struct rp_device blk;
+static struct drv drv;
+static char dir[64], image[96];
+
+static int create(struct rp_device *out, const char *path, bool readonly, unsigned queues, struct rp_error *err)
+{
+    struct rp_disk_config cfg = {.path = path, .fd = -1, .readonly = readonly, .serial = "serial-42", .queues = queues};
+
+    return rp_virtio_blk_create(&board.env, SLOT, &cfg, out, err);
+}
+
+static void start(struct rp_device *d)
+{
+    pthread_mutex_lock(&board.lock);
+    d->ops->start(d->dev);
+    pthread_mutex_unlock(&board.lock);
+}
+static void stop(struct rp_device *d)
+{
+    pthread_mutex_lock(&board.lock);
+    d->ops->stop(d->dev);
+    pthread_mutex_unlock(&board.lock);
+}
+static void destroy(struct rp_device *d)
+{
+    pthread_mutex_lock(&board.lock);
+    d->ops->destroy(d->dev);
+    pthread_mutex_unlock(&board.lock);
+}
+
+static void make_image(void)
+{
+    int fd;
+
+    snprintf(dir, sizeof(dir), "/tmp/reprise-blk-XXXXXX");
+    cr_assert(mkdtemp(dir));
+    snprintf(image, sizeof(image), "%s/disk.img", dir);
+    fd = open(image, O_CREAT | O_RDWR, 0600);
+    cr_assert_geq(fd, 0);
+    cr_assert_eq(ftruncate(fd, DISK_BYTES), 0);
+    close(fd);
+}
+
+static void setup(void)
+{
+    struct rp_error err = {0};
+
+    make_image();
+    board_make(&board, 16u << 20);
+    cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_loop_start(board.loop, &err), 0);
+    drv_up(&drv, &board, SLOT, 1ull << VIRTIO_RING_F_EVENT_IDX | 1ull << VIRTIO_RING_F_INDIRECT_DESC);
+    start(&blk);
+}
+
+static void teardown(void)
+{
+    destroy(&blk);
+    board_free(&board);
+    unlink(image);
+    rmdir(dir);
+}
+TestSuite(blk, .init = setup, .fini = teardown, .timeout = 60);
+
+static void header(uint32_t type, uint64_t sector)
+{
+    uint8_t *h = drv_at(&drv, HEADER);
+
+    rp_st32(h, type);
+    rp_st32(h + 4, 0);
+    rp_st64(h + 8, sector);
+    *(uint8_t *)drv_at(&drv, STATUS) = 0xee;
+}
+
+/* One request with `len` bytes of data at DATA; returns the status byte. */
+static uint8_t ask_on(unsigned queue, uint32_t type, uint64_t sector, uint32_t len)
+{
+    struct seg s[3] = {{HEADER, 16, false}, {DATA, len, type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID}, {STATUS, 1, true}};
+    uint32_t head, used;
+
+    header(type, sector);
+    if (!len)
+        s[1] = s[2];
+    drv_post(&drv, queue, s, len ? 3 : 2);
+    drv_kick(&drv, queue);
+    cr_assert(drv_done(&drv, queue, WAIT_MS, &head, &used), "request type %u did not end", type);
+    return *(uint8_t *)drv_at(&drv, STATUS);
+}
+static uint8_t ask(uint32_t type, uint64_t sector, uint32_t len) { return ask_on(0, type, sector, len); }
+
+static void fill(uint8_t seed, uint32_t len)
+{
+    uint8_t *p = drv_at(&drv, DATA);
+
+    for (uint32_t i = 0; i < len; i++)
+        p[i] = (uint8_t)(seed + i * 7 + i / 512);
+}
+
+static void expect(uint8_t seed, uint32_t len)
+{
+    const uint8_t *p = drv_at(&drv, DATA);
+
+    for (uint32_t i = 0; i < len; i++)
+        cr_assert_eq(p[i], (uint8_t)(seed + i * 7 + i / 512), "byte %u", i);
+}
+
+static void exercise(void)
+{
+    fill(9, 65536);
+    cr_assert_eq(ask(VIRTIO_BLK_T_OUT, 100, 65536), VIRTIO_BLK_S_OK);
+    cr_assert_eq(ask(VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+    memset(drv_at(&drv, DATA), 0, 65536);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 100, 65536), VIRTIO_BLK_S_OK);
+    expect(9, 65536);
+    rp_st64(drv_at(&drv, DATA), 100);
+    rp_st32((uint8_t *)drv_at(&drv, DATA) + 8, 16);
+    rp_st32((uint8_t *)drv_at(&drv, DATA) + 12, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP);
+    cr_assert_eq(ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, 16), VIRTIO_BLK_S_OK);
+    rp_st32((uint8_t *)drv_at(&drv, DATA) + 12, 0);
+    cr_assert_eq(ask(VIRTIO_BLK_T_DISCARD, 0, 16), VIRTIO_BLK_S_OK);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 100, 8192), VIRTIO_BLK_S_OK);
+    for (unsigned i = 0; i < 8192; i++)
+        cr_assert_eq(((uint8_t *)drv_at(&drv, DATA))[i], 0);
+}
+
+Test(blk, write_flush_read_zero_discard)
+{
+    exercise();
+}
+
+Test(blk, capacity_and_serial)
+{
+    cr_assert_eq(mmio_get(&board, drv.device, 8), DISK_BYTES / 512);
+    cr_assert_eq(ask(VIRTIO_BLK_T_GET_ID, 0, 20), VIRTIO_BLK_S_OK);
+    cr_assert_str_eq((char *)drv_at(&drv, DATA), "serial-42");
+    cr_assert_eq(ask(VIRTIO_BLK_T_GET_ID, 0, 8), VIRTIO_BLK_S_IOERR);
+}
+
+Test(blk, requests_that_make_no_sense_fail_and_the_disk_goes_on)
+{
+    uint8_t *d;
+
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, DISK_BYTES / 512, 512), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, DISK_BYTES / 512 - 1, 1024), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_OUT, UINT64_MAX, 512), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_OUT, UINT64_MAX / 512, 512), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 513), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(77, 0, 512), VIRTIO_BLK_S_UNSUPP);
+    d = drv_at(&drv, DATA);
+    rp_st64(d, UINT64_MAX - 3);
+    rp_st32(d + 8, 8);
+    rp_st32(d + 12, 0);
+    cr_assert_eq(ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, 16), VIRTIO_BLK_S_IOERR);
+    rp_st32(d + 12, 0xff);
+    cr_assert_eq(ask(VIRTIO_BLK_T_DISCARD, 0, 16), VIRTIO_BLK_S_UNSUPP);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+}
+
+Test(blk, no_status_byte_breaks_the_device_until_reset)
+{
+    struct seg s[1] = {{HEADER, 16, false}};
+    uint32_t head, len;
+
+    header(VIRTIO_BLK_T_OUT, 0);
+    drv_post(&drv, 0, s, 1);
+    drv_kick(&drv, 0);
+    cr_assert(drv_broken(&drv, WAIT_MS));
+    drv_kick(&drv, 0);
+    cr_assert_not(drv_done(&drv, 0, 50, &head, &len), "VIRTIO-1");
+    pthread_mutex_lock(&board.lock);
+    drv_up(&drv, &board, SLOT, 0);
+    pthread_mutex_unlock(&board.lock);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+}
+
+Test(blk, header_too_short_or_descriptor_outside_ram)
+{
+    struct seg s[2] = {{HEADER, 15, false}, {STATUS, 1, true}};
+
+    drv_post(&drv, 0, s, 2);
+    drv_kick(&drv, 0);
+    cr_assert(drv_broken(&drv, WAIT_MS));
+}
+
+Test(blk, many_requests_in_flight_each_completes_once)
+{
+    enum { N = 80 };
+    uint8_t seen[256] = {0};
+
+    for (unsigned round = 0; round < 20; round++) {
+        memset(seen, 0, sizeof(seen));
+        header(round % 2 ? VIRTIO_BLK_T_IN : VIRTIO_BLK_T_OUT, 8 * round);
+        for (unsigned i = 0; i < N; i++) {
+            struct seg s[3] = {{HEADER, 16, false}, {DATA + 4096 * i, 4096, round % 2}, {STATUS + i, 1, true}};
+
+            drv_post(&drv, 0, s, 3);
+        }
+        drv_kick(&drv, 0);
+        for (unsigned i = 0; i < N; i++) {
+            uint32_t head, len;
+
+            cr_assert(drv_done(&drv, 0, WAIT_MS, &head, &len));
+            cr_assert_eq(seen[head % 256]++, 0, "head %u twice", head);
+        }
+    }
+}
+
+Test(blk, a_locked_disk_is_refused_with_its_name)
+{
+    struct rp_device second;
+    struct rp_disk_config cfg = {.path = image, .fd = -1, .queues = 1};
+    struct rp_error err = {0};
+
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), -EBUSY);
+    cr_assert(strstr(err.text, "locked by another VM"), "%s", err.text);
+    cfg.path = "/nonexistent/disk";
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), -ENOENT);
+    cfg.path = dir;
+    cfg.readonly = true;
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), -EINVAL);
+    cr_assert_eq(rp_virtio_blk_lock(&blk, false, &err), 0);
+    cfg.path = image;
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), 0, "%s", err.text);
+    destroy(&second);
+}
+
+Test(blk, read_only_disk_takes_no_write)
+{
+    struct rp_error err = {0};
+
+    destroy(&blk);
+    cr_assert_eq(create(&blk, image, true, 1, &err), 0, "%s", err.text);
+    start(&blk);
+    pthread_mutex_lock(&board.lock);
+    drv_find(&drv, &board, SLOT);
+    cr_assert(drv_offered(&drv) & 1ull << VIRTIO_BLK_F_RO);
+    drv_up(&drv, &board, SLOT, 1ull << VIRTIO_BLK_F_RO);
+    pthread_mutex_unlock(&board.lock);
+    cr_assert_eq(ask(VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, 16), VIRTIO_BLK_S_IOERR);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
+}
+
+/* BLK-1, BLK-2: requests taken before a stop do not complete into RAM, travel as in flight, and complete once in the
+ * machine that enters the epoch. */
+Test(blk, in_flight_requests_survive_a_cut)
+{
+    enum { N = 16 };
+    struct rp_sections sec = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    uint32_t head, len;
+    size_t pos = 0;
+
+    fill(3, 4096 * N);
+    pthread_mutex_lock(&board.lock);        /* the io thread waits: nothing is served before the cut */
+    header(VIRTIO_BLK_T_OUT, 0);
+    for (unsigned i = 0; i < N; i++) {
+        struct seg s[3] = {{HEADER + 16 * i, 16, false}, {DATA + 4096 * i, 4096, false}, {STATUS + i, 1, true}};
+        uint8_t *h = drv_at(&drv, HEADER + 16 * i);
+
+        rp_st32(h, VIRTIO_BLK_T_OUT);
+        rp_st64(h + 8, 8 * i);
+        drv_post(&drv, 0, s, 3);
+    }
+    /* as if the chains had been taken and the disk were slow: the epoch says all are in flight */
+    blk.ops->stop(blk.dev);
+    mmio_set(&board, drv.q[0].notify, 2, 0);
+    cr_assert_eq(blk.ops->save(blk.dev, &sec, SLOT, &err), 0);
+    cr_assert(rp_sections_next(&sec, &pos, &one));
+    struct any { uint8_t bytes[1]; } *state = calloc(1, rp_virtio_blk_table.size);
+    cr_assert_eq(rp_state_decode(&rp_virtio_blk_table, state, one.bytes, one.len, &err), 0, "%s", err.text);
+    pthread_mutex_unlock(&board.lock);
+
+    usleep(50000);
+    cr_assert_eq(drv_used_idx(&drv, 0), 0, "VIRTIO-2: served while stopped");
+
+    /* entered again: the same chains must complete exactly once each */
+    pthread_mutex_lock(&board.lock);
+    blk.ops->destroy(blk.dev);
+    cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    blk.ops->start(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+    for (unsigned i = 0; i < N; i++)
+        cr_assert(drv_done(&drv, 0, WAIT_MS, &head, &len), "request %u of %u is lost", i, N);
+    cr_assert_not(drv_done(&drv, 0, 50, &head, &len), "a request completed twice");
+    memset(drv_at(&drv, DATA), 0, 4096 * N);
+    drv.heap = 0x200000;
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096 * N), VIRTIO_BLK_S_OK);
+    expect(3, 4096 * N);
+    free(state);
+    rp_sections_fini(&sec);
+}
+
+/* The text of a section, to look into a device's private state. */
+static char *printed(const struct rp_section *sec)
+{
+    void *state = calloc(1, rp_virtio_blk_table.size);
+    char *text = NULL;
+    size_t size;
+    struct rp_error err = {0};
+    FILE *f = open_memstream(&text, &size);
+
+    cr_assert_eq(rp_state_decode(&rp_virtio_blk_table, state, sec->bytes, sec->len, &err), 0, "%s", err.text);
+    rp_state_print(&rp_virtio_blk_table, state, f, 0);
+    fclose(f);
+    free(state);
+    return text;
+}
+
+/* The same with a request really at the disk when the machine is cut (a flush is never done at submission): the host
+ * finishes it while the machine stands still, RAM does not change, and it completes once, here or in the other one. */
+static void cut_with_a_flush_in_flight(bool elsewhere)
+{
+    struct rp_sections sec = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    uint32_t head, len;
+    struct seg s[2] = {{HEADER, 16, false}, {STATUS, 1, true}};
+    bool in_flight = false;
+
+    for (int tries = 0; !in_flight; tries++) {
+        size_t pos = 0;
+
+        cr_assert_lt(tries, 2000, "never saw one in flight");
+        header(VIRTIO_BLK_T_FLUSH, 0);
+        drv_post(&drv, 0, s, 2);
+        drv_kick(&drv, 0);
+        usleep((useconds_t)tries % 100);
+        pthread_mutex_lock(&board.lock);
+        blk.ops->stop(blk.dev);
+        rp_sections_reset(&sec);
+        cr_assert_eq(blk.ops->save(blk.dev, &sec, SLOT, &err), 0);
+        cr_assert(rp_sections_next(&sec, &pos, &one));
+        char *text = printed(&one);
+        in_flight = strstr(text, "inflight[0]") != NULL;
+        free(text);
+        uint16_t used = drv_used_idx(&drv, 0);
+        cr_assert_eq(blk.ops->drain(blk.dev, &err), 0);
+        cr_assert_eq(drv_used_idx(&drv, 0), used, "BLK-1");
+        if (in_flight && elsewhere) {
+            blk.ops->destroy(blk.dev);
+            cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+            cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+        }
+        blk.ops->start(blk.dev);
+        pthread_mutex_unlock(&board.lock);
+        cr_assert(drv_done(&drv, 0, WAIT_MS, &head, &len), "lost");
+    }
+    cr_assert_not(drv_done(&drv, 0, 20, &head, &len), "completed twice");
+    rp_sections_fini(&sec);
+}
+
+Test(blk, a_request_at_the_disk_completes_after_the_cut)
+{
+    cut_with_a_flush_in_flight(false);
+}
+
+Test(blk, a_request_at_the_disk_is_issued_again_elsewhere)
+{
+    cut_with_a_flush_in_flight(true);
+}
+
+Test(blk, hostile_state_is_refused)
+{
+    struct rp_sections sec = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    size_t pos = 0;
+
+    stop(&blk);
+    cr_assert_eq(blk.ops->save(blk.dev, &sec, SLOT, &err), 0);
+    cr_assert(rp_sections_next(&sec, &pos, &one));
+    for (uint32_t cut = 0; cut < one.len; cut += 7) {
+        struct rp_section part = one;
+
+        part.len = cut;
+        cr_assert_lt(blk.ops->load(blk.dev, &part, &err), 0, "cut at %u of %u was taken", cut, one.len);
+    }
+    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    rp_sections_fini(&sec);
+}
+
+Test(blk, state_table_tiles)
+{
+    struct rp_error err = {0};
+
+    cr_assert_eq(rp_state_check(&rp_virtio_blk_table, &err), 0, "%s", err.text);
+}
+
+Test(blk, several_queues)
+{
+    struct rp_error err = {0};
+
+    destroy(&blk);
+    cr_assert_eq(create(&blk, image, false, 4, &err), 0, "%s", err.text);
+    start(&blk);
+    pthread_mutex_lock(&board.lock);
+    drv_up(&drv, &board, SLOT, 1ull << VIRTIO_BLK_F_MQ);
+    pthread_mutex_unlock(&board.lock);
+    cr_assert_eq(drv.nqueues, 4u);
+    for (unsigned q = 0; q < 4; q++) {
+        drv.heap = 0x200000 + 0x100000 * q;
+        fill((uint8_t)q, 4096);
+        cr_assert_eq(ask_on(q, VIRTIO_BLK_T_OUT, 8 * q, 4096), VIRTIO_BLK_S_OK);
+        cr_assert(drv_pending(&drv, q + 1), "interrupt of queue %u", q);
+    }
+}
+
+Test(blk, nbd_export)
+{
+    struct rp_error err = {0};
+    char sock[96], uri[160];
+    pid_t pid;
+
+    if (access("/usr/bin/qemu-nbd", X_OK))
+        cr_skip_test("qemu-nbd is not installed");
+    destroy(&blk);
+    snprintf(sock, sizeof(sock), "%s/nbd.sock", dir);
+    snprintf(uri, sizeof(uri), "nbd+unix:///?socket=%s", sock);
+    pid = fork();
+    if (pid == 0) {
+        execl("/usr/bin/qemu-nbd", "qemu-nbd", "-f", "raw", "-k", sock, "--discard=unmap", image, (char *)NULL);
+        _exit(127);
+    }
+    for (int i = 0; i < 500 && access(sock, F_OK); i++)
+        usleep(10000);
+    pthread_mutex_lock(&board.lock);
+    cr_assert_eq(create(&blk, uri, false, 1, &err), 0, "%s", err.text);
+    blk.ops->start(blk.dev);
+    drv_up(&drv, &board, SLOT, 0);
+    pthread_mutex_unlock(&board.lock);
+    exercise();
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_IOERR, "the server is gone");
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_IOERR);
+    unlink(sock);
+}
