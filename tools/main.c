@@ -1,8 +1,63 @@
-/* The `reprise` command: finds the verb in a const table and runs it. */
-#include <stdio.h>
+/* The `reprise` command: finds the verb in a const table, parses its options, runs it, prints its one sentence when it fails. */
+#include "tools/verbs.h"
 
-int main(void)
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+const struct rp_verb *const rp_verbs[] = {
+    &rp_verb_help,
+    NULL,
+};
+
+const struct rp_verb *rp_verb_find(const char *name)
 {
-    fputs("usage: reprise VERB ...\n", stderr);
-    return 2;
+    for (const struct rp_verb *const *v = rp_verbs; *v; v++)
+        if (strcmp((*v)->name, name) == 0)
+            return *v;
+    return NULL;
+}
+
+static int run_verb(const struct rp_verb *v, int argc, char **argv)
+{
+    struct rp_error err = {.exit = RP_EXIT_FAILED};
+    void *opts = calloc(1, v->opts_size + 1);
+    if (!opts) {
+        fputs("reprise: out of memory\n", stderr);
+        return RP_EXIT_FAILED;
+    }
+    if (v->defaults)
+        memcpy(opts, v->defaults, v->opts_size);
+    char **operands = NULL;
+    unsigned n = 0;
+    int rc = rp_args_parse(v, argc, argv, opts, &operands, &n, &err);
+    if (rc == 0)
+        rc = v->run(v, opts, n, operands, &err);
+    else if (rc > 0)
+        rc = RP_EXIT_DONE;
+    if (rc < 0)
+        fprintf(stderr, "reprise %s: %s\n", v->name, err.text[0] ? err.text : strerror(-rc));
+    free(opts);
+    if (rc >= 0 && fflush(stdout) != 0) {
+        fprintf(stderr, "reprise %s: standard output: %s\n", v->name, strerror(errno));
+        return RP_EXIT_FAILED;
+    }
+    return rc >= 0 ? rc : err.exit != RP_EXIT_DONE ? (int)err.exit : RP_EXIT_FAILED;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        fputs("reprise: which verb? `reprise help` lists them\n", stderr);
+        return RP_EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+        return run_verb(&rp_verb_help, 1, argv);
+    const struct rp_verb *v = rp_verb_find(name);
+    if (!v) {
+        fprintf(stderr, "reprise: \"%s\": no such verb; `reprise help` lists them\n", name);
+        return RP_EXIT_USAGE;
+    }
+    return run_verb(v, argc - 1, argv + 1);
 }

@@ -1,0 +1,13 @@
+/* verbs.h - the verbs of the `reprise` command; each lives in its own file, main.c has the table. */
+#ifndef RP_TOOLS_VERBS_H
+#define RP_TOOLS_VERBS_H
+
+#include "tools/args.h"
+
+extern const struct rp_verb rp_verb_help;
+
+/* All verbs, ending with NULL, in the order of `reprise --help`. */
+extern const struct rp_verb *const rp_verbs[];
+const struct rp_verb *rp_verb_find(const char *name);
+
+#endif
