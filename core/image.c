@@ -32,7 +32,7 @@ struct rp_image {
     uint64_t records, entries, disk_bytes;  /* of the epoch being taken */
     struct rp_buf disk;                 /* its DISK records: u32 length + payload each */
 
-    uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; direct: 1 + pass last written; 0: none */
+    uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; full epoch: 1 + pass last written; 0: none */
     struct staged_page *pages;
     uint32_t npages, pages_cap;
     uint8_t **blocks;                   /* contents of page i: blocks[i / BLOCK_PAGES] + i % BLOCK_PAGES pages */
@@ -115,7 +115,13 @@ void rp_image_drop(struct rp_image *img)
     img->phase = PHASE_BETWEEN;
 }
 
-/* --- staging --- */
+/* --- staging: pages are kept decoded, so that verifying hashes what will be applied and applying is a copy --- */
+
+/* A restore (RP_IMAGE_DIRECT) takes an epoch of any size; a standby has a bound. */
+static bool room(const struct rp_image *img, uint64_t more)
+{
+    return img->mode == RP_IMAGE_DIRECT || rp_image_staged_bytes(img) + more <= img->staging_max;
+}
 
 /* The staged copy of page gfn, made if need be. NULL with err when memory or the bound does not allow it;
  * NULL without when a higher pass is there already. */
@@ -129,7 +135,7 @@ static uint8_t *stage(struct rp_image *img, uint64_t gfn, uint32_t pass, uint32_
         img->pages[m - 1].pass = pass;
         return staged_at(img, m - 1);
     }
-    if (rp_image_staged_bytes(img) + RP_PAGE_SIZE > img->staging_max) {
+    if (!room(img, RP_PAGE_SIZE)) {
         rp_error_set(err, ENOBUFS, "epoch %llu is larger than the staging memory (%llu MiB)",
                      (unsigned long long)img->next_header.number, (unsigned long long)(img->staging_max >> 20));
         return NULL;
@@ -216,8 +222,7 @@ static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error
 {
     struct walk *w = ctx;
     struct rp_image *img = w->img;
-    bool full = img->next_header.flags & RP_EPOCH_FULL;
-    if (e->codec == RP_CODEC_DELTA && full)
+    if (e->codec == RP_CODEC_DELTA)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "gfn 0x%llx: a delta in a full epoch has no parent",
                              (unsigned long long)e->gfn);
     for (uint32_t i = 0; i < e->pages; i++) {
@@ -246,14 +251,6 @@ static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error
     return 0;
 }
 
-static int count_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
-{
-    (void)e;
-    (void)err;
-    ++*(uint64_t *)ctx;
-    return 0;
-}
-
 static int take_ram(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
 {
     uint32_t pass;
@@ -262,7 +259,8 @@ static int take_ram(struct rp_image *img, const struct rp_record *r, struct rp_e
     if (rc < 0)
         return rc;
     img->records++;
-    return rp_ram_walk(r, &img->ram, &pass, count_entry, &img->entries, err);
+    img->entries += rp_ld32(r->payload + 4);    /* the walk has checked it */
+    return 0;
 }
 
 /* --- the epoch's beginning and end --- */
@@ -297,8 +295,10 @@ static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp
     int rc = rp_get_epoch(r, &h, err);
     if (rc < 0)
         return rc;
-    if (img->have_ram && (!same_layout(&h, &img->header) || memcmp(h.vm_id, img->header.vm_id, sizeof(h.vm_id)) != 0))
-        return refuse(err, r, "an epoch of another VM, or of another RAM layout");
+    if (img->have_ram && !same_layout(&h, &img->header))
+        return refuse(err, r, "an epoch of another RAM layout");
+    if (img->epoch && memcmp(h.vm_id, img->header.vm_id, sizeof(h.vm_id)) != 0)
+        return refuse(err, r, "an epoch of another VM");
     bool full = h.flags & RP_EPOCH_FULL;
     if (!full && (img->epoch == 0 || h.parent != img->epoch))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "stream offset %llu: epoch %llu has parent %llu, but the image holds %llu",
@@ -312,7 +312,7 @@ static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp
         img->header = h;
     }
     img->records = img->entries = img->disk_bytes = 0;
-    img->phase = full || img->mode == RP_IMAGE_DIRECT ? PHASE_DIRECT : PHASE_STAGING;
+    img->phase = full ? PHASE_DIRECT : PHASE_STAGING;
     if (full) {             /* it starts from RAM of zeroes */
         img->epoch = 0;
         wipe(img);
@@ -328,6 +328,8 @@ static int take_section(struct rp_image *img, const struct rp_record *r, struct 
         return rc;
     if (rp_sections_find(&img->next_sections, s.name, s.instance, &other))
         return refuse(err, r, "the same section comes twice");
+    if (img->next_sections.count >= RP_SECTIONS_MAX || img->next_sections.buf.len + r->len > RP_SECTIONS_BYTES_MAX)
+        return refuse(err, r, "more sections than an epoch may have");
     return rp_sections_put(&img->next_sections, &s) < 0 ? rp_error_set(err, ENOMEM, "no memory for a section") : 0;
 }
 
@@ -335,7 +337,10 @@ static int take_disk(struct rp_image *img, const struct rp_record *r, struct rp_
 {
     if (!img->ops.disk)
         return refuse(err, r, "disk writes, but no disks are kept here");
-    if (rp_image_staged_bytes(img) + r->len > img->staging_max)
+    int rc = rp_disk_walk(r, NULL, NULL, err);
+    if (rc < 0)
+        return rc;
+    if (!room(img, r->len))
         return rp_error_set(err, ENOBUFS, "the epoch's disk writes are larger than the staging memory");
     rp_buf_u32(&img->disk, r->len);
     rp_buf_put(&img->disk, r->payload, r->len);
@@ -356,19 +361,25 @@ static int apply_disk(struct rp_image *img, struct rp_error *err)
     return 0;
 }
 
-/* Sections the epoch did not bring are its parent's. */
-static int merge_sections(struct rp_image *img)
+/* Sections that a delta epoch did not bring are its parent's. Only next_sections changes. */
+static int inherit_sections(struct rp_image *img)
 {
     size_t pos = 0;
     struct rp_section s, other;
+    if (img->next_header.flags & RP_EPOCH_FULL)
+        return 0;
     while (rp_sections_next(&img->sections, &pos, &s))
         if (!rp_sections_find(&img->next_sections, s.name, s.instance, &other) && rp_sections_put(&img->next_sections, &s) < 0)
             return -ENOMEM;
+    return 0;
+}
+
+static void swap_sections(struct rp_image *img)
+{
     struct rp_sections old = img->sections;
     img->sections = img->next_sections;
     img->next_sections = old;
     rp_sections_reset(&img->next_sections);
-    return 0;
 }
 
 static struct rp_hash128 staged_digest(struct rp_image *img)
@@ -413,12 +424,12 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
                              (unsigned long long)r->offset, (unsigned long long)t.number);
     if (rp_fault(RP_FAULT_IMAGE_APPLY))
         return rp_error_set(err, EIO, "applying epoch %llu: fault point", (unsigned long long)t.number);
+    if (inherit_sections(img) < 0)
+        return rp_error_set(err, ENOMEM, "no memory for sections");
     if ((rc = apply_disk(img, err)) < 0)
         return rc;
-    if (img->next_header.flags & RP_EPOCH_FULL)
-        rp_sections_reset(&img->sections);
-    if (merge_sections(img) < 0)
-        return rp_error_set(err, ENOMEM, "no memory for sections");
+    /* From here on nothing can fail. */
+    swap_sections(img);
     if (img->phase == PHASE_STAGING)
         apply_staged(img);
     clear_marks(img);
@@ -445,8 +456,8 @@ static int take(struct rp_image *img, const struct rp_record *r, struct rp_error
     case RP_REC_EPOCH:
         return inside ? refuse(err, r, "inside an epoch") : take_epoch(img, r, err);
     case RP_REC_END:
-        if (inside)
-            return refuse(err, r, "inside an epoch");
+        if (inside || r->len != 8)
+            return refuse(err, r, inside ? "inside an epoch" : "malformed");
         img->phase = PHASE_ENDED;
         return 0;
     default:

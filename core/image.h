@@ -8,9 +8,12 @@
  *   EMPTY ──EPOCH(full)──► STAGING ──EPOCH_END, verified──► HOLDS n ──EPOCH(parent n)──► STAGING ─► HOLDS n+1
  *                             └── anything wrong ──► back to what it held before; the error says where
  *
- * A full epoch goes straight into RAM in either mode: nothing older is there to be kept (a full epoch replaces what the
- * image held, which is EMPTY from its EPOCH record on). RP_IMAGE_DIRECT does the same with delta epochs, for a restore
- * whose process gives the memory back when it fails; RP_IMAGE_STAGED keeps them aside until they are whole.
+ * A full epoch goes straight into RAM: nothing older is there to be kept (a full epoch replaces what the image held,
+ * which is EMPTY from its EPOCH record on; should it fail, RAM is zeroes again). A delta epoch is decoded against the
+ * parent's RAM into staged pages, one per changed page whatever the number of passes, and copied into RAM once it is
+ * verified: the cost of an epoch depends on its pages, never on the size of RAM.
+ * RP_IMAGE_STAGED bounds that memory (an epoch beyond staging_max_bytes is refused with -ENOBUFS); RP_IMAGE_DIRECT, for
+ * a restore, does not.
  * Sections that a delta epoch does not bring are those of its parent.
  * Thread: one. RAM belongs to the caller, who gives the view through rp_image_ops once the layout is known.
  */
@@ -25,7 +28,9 @@ struct rp_image_ops {
     void *ctx;
     /* The first epoch's header was accepted: provide RAM of this layout (zeroed). Refuse what the host cannot give. */
     int (*ram)(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err);
-    /* A DISK record of a verified epoch, in order, at apply time. May be NULL: then DISK records are refused. */
+    /* A DISK record of a verified epoch, in order, at apply time, before RAM changes; rp_disk_walk has accepted it.
+     * When it fails the epoch is refused, and how much of it the disks hold is the callee's to know. May be NULL: then
+     * DISK records are refused. */
     int (*disk)(void *ctx, const struct rp_record *r, struct rp_error *err);
 };
 

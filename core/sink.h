@@ -38,7 +38,8 @@ struct rp_sink {
 };
 
 /* core/sink_fd.c: a file or pipe. BEGIN is written by start, END by rp_sink_fd_finish. `sync`: fdatasync before
- * committed is called. Owns fd. */
+ * committed is called. Owns fd. After a failed write nothing more is written: the stream ends torn, and reads so.
+ * The process must ignore SIGPIPE. */
 int rp_sink_fd_create(int fd, bool sync, struct rp_sink **out, struct rp_error *err) RP_MUST_CHECK;
 /* Writes END (and syncs); 0 when the whole stream is safely there. */
 int rp_sink_fd_finish(struct rp_sink *s, struct rp_error *err) RP_MUST_CHECK;

@@ -18,6 +18,7 @@ struct sink_fd {
     struct rp_sink_events events;
     struct rp_buf small;        /* emitting thread: sealed records not yet written */
     uint64_t seq, epochs;       /* emitting thread */
+    bool broken;                /* emitting thread: a write failed, so nothing may follow: the stream ends torn and reads so */
     _Atomic uint64_t bytes;
     _Atomic bool cancelled;
 };
@@ -36,7 +37,18 @@ static int wait_writable(struct sink_fd *s)
     return atomic_load(&s->cancelled) ? -EPIPE : 0;
 }
 
-static int write_all(struct sink_fd *s, struct iovec *iov, int n, struct rp_error *err)
+static const char *write_error(int code)
+{
+    switch (code) {
+    case EPIPE: return "the reader has gone";
+    case ENOSPC: return "no space left: free some, or write elsewhere";
+    case EFBIG: return "larger than a file may be here (ulimit -f, filesystem limit)";
+    case EDQUOT: return "the disk quota is used up";
+    default: return strerror(code);
+    }
+}
+
+static int write_iov(struct sink_fd *s, struct iovec *iov, int n, struct rp_error *err)
 {
     while (n > 0) {
         if (iov->iov_len == 0) {
@@ -53,7 +65,7 @@ static int write_all(struct sink_fd *s, struct iovec *iov, int n, struct rp_erro
             continue;
         if (w < 0)
             return rp_error_set(err, errno, "writing the stream at byte %llu: %s", (unsigned long long)atomic_load(&s->bytes),
-                                errno == EPIPE ? "the reader has gone" : strerror(errno));
+                                write_error(errno));
         atomic_fetch_add(&s->bytes, (uint64_t)w);
         for (size_t left = (size_t)w; left > 0;) {
             size_t take = left < iov->iov_len ? left : iov->iov_len;
@@ -67,6 +79,15 @@ static int write_all(struct sink_fd *s, struct iovec *iov, int n, struct rp_erro
         }
     }
     return 0;
+}
+
+static int write_all(struct sink_fd *s, struct iovec *iov, int n, struct rp_error *err)
+{
+    if (s->broken)
+        return rp_error_set(err, EPIPE, "the stream broke at byte %llu", (unsigned long long)atomic_load(&s->bytes));
+    int rc = write_iov(s, iov, n, err);
+    s->broken = rc < 0;
+    return rc;
 }
 
 static int write_small(struct sink_fd *s, struct rp_error *err)

@@ -101,15 +101,32 @@ static int get_structs(const struct rp_state_table *t, const struct rp_field *f,
     return r->left ? bad(t, f, err, "longer than its elements") : 0;
 }
 
+/* Index of the field that counts f's elements; nfields when the table is wrong (rp_state_check refuses it). */
+static uint32_t counter_of(const struct rp_state_table *t, const struct rp_field *f)
+{
+    uint32_t i = 0;
+    while (i < t->nfields && (t->fields[i].offset != f->counted_by - 1 || t->fields[i].kind != RP_F_U32))
+        i++;
+    return i;
+}
+
+/* The count is the stream's word: nobody may see it before it was compared with the capacity. */
+static int check_count(const struct rp_state_table *t, const struct rp_field *f, const uint8_t *state, uint32_t *n, struct rp_error *err)
+{
+    *n = f->count;
+    if (!f->counted_by)
+        return 0;
+    memcpy(n, state + f->counted_by - 1, sizeof(*n));
+    return *n > f->count ? bad(t, f, err, "more elements than it can hold") : 0;
+}
+
 static int get_field(const struct rp_state_table *t, const struct rp_field *f, uint8_t *state, const uint8_t *p,
                      uint32_t len, struct rp_error *err)
 {
-    uint32_t n = f->count, w = width_of(f);
-    if (f->counted_by) {
-        memcpy(&n, state + f->counted_by - 1, sizeof(n));
-        if (n > f->count)
-            return bad(t, f, err, "more elements than it can hold");
-    }
+    uint32_t n, w = width_of(f);
+    int rc = check_count(t, f, state, &n, err);
+    if (rc < 0)
+        return rc;
     uint8_t *to = state + f->offset;
     struct rp_reader r = rp_reader_of(p, len);
     if (f->kind == RP_F_STRUCT)
@@ -165,13 +182,20 @@ int rp_state_decode(const struct rp_state_table *t, void *state, const void *byt
         if (seen[i])
             return bad(t, &t->fields[i], err, "comes twice");
         seen[i] = true;
+        if (t->fields[i].counted_by && !seen[counter_of(t, &t->fields[i])])
+            return bad(t, &t->fields[i], err, "comes before its count");
         int rc = get_field(t, &t->fields[i], state, p, flen, err);
         if (rc < 0)
             return rc;
     }
-    for (uint32_t i = 0; i < t->nfields; i++)
+    for (uint32_t i = 0; i < t->nfields; i++) {
+        uint32_t n;
         if (!seen[i] && !(t->fields[i].flags & (RP_F_OPTIONAL | RP_F_PAD)))
             return bad(t, &t->fields[i], err, "missing");
+        int rc = check_count(t, &t->fields[i], state, &n, err); /* an optional row may be missing and yet be counted */
+        if (rc < 0)
+            return rc;
+    }
     return t->validate ? t->validate(state, err) : 0;
 }
 
@@ -256,8 +280,20 @@ int rp_state_diff(const struct rp_state_table *t, const void *a, const void *b, 
     return differ;
 }
 
+/* A row's counter is a u32 of the same struct that is encoded before it. */
+static int check_counters(const struct rp_state_table *t, struct rp_error *err)
+{
+    for (uint32_t i = 0; i < t->nfields; i++)
+        if (t->fields[i].counted_by && counter_of(t, &t->fields[i]) >= i)
+            return rp_error_set(err, EINVAL, "%s: what counts %s is no u32 field before it", t->name, t->fields[i].name);
+    return 0;
+}
+
 static int check_tags(const struct rp_state_table *t, struct rp_error *err)
 {
+    for (uint32_t i = 0; i < t->nfields; i++)
+        if (!(t->fields[i].flags & RP_F_PAD) && t->fields[i].tag == 0)
+            return rp_error_set(err, EINVAL, "%s: %s has no tag", t->name, t->fields[i].name);
     for (uint32_t i = 0; i < t->nfields; i++)
         for (uint32_t k = i + 1; k < t->nfields; k++)
             if (!((t->fields[i].flags | t->fields[k].flags) & RP_F_PAD) && t->fields[i].tag == t->fields[k].tag)
@@ -289,5 +325,7 @@ int rp_state_check(const struct rp_state_table *t, struct rp_error *err)
         if (!owner[k])
             rc = rp_error_set(err, EINVAL, "%s: byte %zu of %u belongs to no field", t->name, k, t->size);
     free(owner);
-    return rc == 0 ? check_tags(t, err) : rc;
+    if (rc == 0)
+        rc = check_tags(t, err);
+    return rc == 0 ? check_counters(t, err) : rc;
 }

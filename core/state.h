@@ -8,6 +8,7 @@
  * Encoded: for each field  u16 tag | u32 length | bytes (little-endian elements). An unknown tag with
  * RP_TAG_OPTIONAL set is skipped, without it refused. A field missing in the bytes keeps the value that
  * the target had (its reset value) if it is RP_F_OPTIONAL in the table; otherwise it is refused.
+ * A row with a count must come after its count, and the count must be within the row's capacity.
  * Source for the idea: QEMU's VMState documentation; CRIU's tagged images.
  */
 #ifndef RP_CORE_STATE_H

@@ -206,6 +206,8 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
     uint32_t p = rp_get_u32(&in), n = rp_get_u32(&in);
     if (in.failed || n == 0 || n > RP_RAM_ENTRIES_MAX)
         return damaged(err, r->offset, r->type, "an impossible number of page entries");
+    if (p > RP_RAM_PASS_MAX)
+        return damaged(err, r->offset, r->type, "an impossible pass");
     const uint8_t *table = rp_get(&in, (size_t)n * 8);
     if (!table)
         return damaged(err, r->offset, r->type, "the page entries are cut short");
@@ -228,6 +230,53 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
         struct rp_ram_entry e = {.gfn = entry_gfn(table + 8 * (size_t)i), .codec = table[8 * (size_t)i + 5]};
         entry_size(table + 8 * (size_t)i, &e.pages, &e.len);
         e.payload = e.len ? rp_get(&payload, e.len) : NULL;
+        int rc = fn(ctx, &e, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* --- DISK records --- */
+
+static int disk_bad(struct rp_error *err, const struct rp_record *r, uint32_t i, const char *why)
+{
+    return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "stream offset %llu: DISK entry %u: %s",
+                         (unsigned long long)r->offset, i, why);
+}
+
+static struct rp_disk_entry disk_entry(uint32_t disk, const uint8_t *e)
+{
+    return (struct rp_disk_entry){.disk = disk, .offset = rp_ld64(e), .len = rp_ld32(e + 8), .kind = rp_ld32(e + 12)};
+}
+
+int rp_disk_walk(const struct rp_record *r, int (*fn)(void *ctx, const struct rp_disk_entry *e, struct rp_error *err), void *ctx,
+                 struct rp_error *err)
+{
+    struct rp_reader in = rp_reader_of(r->payload, r->len);
+    uint32_t disk = rp_get_u32(&in), n = rp_get_u32(&in);
+    if (in.failed || n == 0 || n > RP_DISK_ENTRIES_MAX)
+        return damaged(err, r->offset, r->type, "an impossible number of disk entries");
+    const uint8_t *table = rp_get(&in, (size_t)n * 16);
+    if (!table)
+        return damaged(err, r->offset, r->type, "the disk entries are cut short");
+    struct rp_reader data = in;
+    for (uint32_t i = 0; i < n; i++) {
+        struct rp_disk_entry e = disk_entry(disk, table + 16 * (size_t)i);
+        uint64_t end;
+        if (e.kind < RP_DISK_KIND_WRITE || e.kind > RP_DISK_KIND_DISCARD)
+            return disk_bad(err, r, i, "unknown kind");
+        if (e.len == 0 || !rp_add(e.offset, e.len, &end) || end > INT64_MAX)
+            return disk_bad(err, r, i, "impossible range");
+        if (e.kind == RP_DISK_KIND_WRITE && !rp_get(&in, e.len))
+            return disk_bad(err, r, i, "its data are cut short");
+    }
+    if (in.left)
+        return damaged(err, r->offset, r->type, "longer than its writes");
+    for (uint32_t i = 0; fn && i < n; i++) {
+        struct rp_disk_entry e = disk_entry(disk, table + 16 * (size_t)i);
+        if (e.kind == RP_DISK_KIND_WRITE)
+            e.data = rp_get(&data, e.len);
         int rc = fn(ctx, &e, err);
         if (rc)
             return rc;

@@ -11,7 +11,7 @@
  * order:  BEGIN  { EPOCH  { RAM | SECTION | DISK | JOURNAL }*  EPOCH_END }*  END
  *
  * RAM payload:  u32 pass | u32 entries | entries × { u40 gfn | u8 codec | u16 arg } | page payloads in order.
- *   zero, raw: arg = pages in the run; lz4, delta: arg = payload bytes of this one page.
+ *   zero, raw: arg = pages in the run; lz4, delta: arg = payload bytes of this one page. pass < 2^31.
  *   A page may come more than once in an epoch (sent early, dirtied again): the highest pass wins, then the
  *   later record on the same lane. An epoch's content is what the highest passes say.
  *
@@ -31,13 +31,17 @@
 #define RP_RECORD_HEADER 24u
 #define RP_RECORD_MAX (4u << 20)        /* payload bytes: bounds what a stranger can make us allocate */
 #define RP_RAM_ENTRIES_MAX 1024u        /* per record */
+#define RP_RAM_PASS_MAX 0x7FFFFFFFu
+#define RP_DISK_ENTRIES_MAX 4096u       /* per record */
+#define RP_SECTIONS_MAX 1024u           /* per epoch */
+#define RP_SECTIONS_BYTES_MAX (16u << 20)
 
 enum rp_record_type {                   /* permanent numbers */
     RP_REC_BEGIN = 1,                   /* u32 version, u32 reserved, str producer */
     RP_REC_EPOCH = 2,                   /* rp_epoch_header_table */
     RP_REC_RAM = 3,
     RP_REC_SECTION = 4,                 /* str name, u32 instance, u16 version, TLV fields */
-    RP_REC_DISK = 5,                    /* u32 disk, u32 entries, entries × {u64 offset, u32 len, u32 kind}, bytes */
+    RP_REC_DISK = 5,                    /* u32 disk, u32 entries, entries × {u64 offset, u32 len, u32 kind}, data of the writes */
     RP_REC_JOURNAL = 6,
     RP_REC_EPOCH_END = 7,               /* rp_epoch_trailer_table */
     RP_REC_END = 8,                     /* u64 epochs */
@@ -90,6 +94,19 @@ struct rp_ram_entry {
 int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32_t *pass,
                 int (*fn)(void *ctx, const struct rp_ram_entry *e, struct rp_error *err), void *ctx,
                 struct rp_error *err) RP_MUST_CHECK;
+
+/* One entry of a DISK record. Offsets are bytes on the guest's disk number `disk`; the disk's size is the callee's to check. */
+enum rp_disk_kind { RP_DISK_KIND_WRITE = 1, RP_DISK_KIND_ZERO = 2, RP_DISK_KIND_DISCARD = 3 };  /* permanent numbers */
+struct rp_disk_entry {
+    uint32_t disk;
+    uint32_t kind;
+    uint64_t offset;
+    uint32_t len;
+    const uint8_t *data;        /* WRITE: len bytes; otherwise NULL */
+};
+/* Like rp_ram_walk: all of the record is validated first, then fn (may be NULL) gets each entry in order. -EBADMSG. */
+int rp_disk_walk(const struct rp_record *r, int (*fn)(void *ctx, const struct rp_disk_entry *e, struct rp_error *err), void *ctx,
+                 struct rp_error *err) RP_MUST_CHECK;
 
 /* A whole stream from a descriptor (file, pipe, socket), record by record. Reads ahead into its own
  * buffer; the record's payload is valid until the next call. */
