@@ -1,5 +1,5 @@
 # Host-side programs of the tests, one source each: tests/tools/some_name.c -> $(BUILD)/tests/tools/some-name
-TEST_TOOLS := ledger_client guest_probe
+TEST_TOOLS := ledger_client guest_probe frame_switch
 
 test_tool = $(BUILD)/tests/tools/$(subst _,-,$(1))
 define test_tool_rule

@@ -11,8 +11,9 @@
 #define TCP_BYTES  20u
 #define OUR_MSS    1460u
 #define TICK_NS    1000000u
-#define RTO_NS     200000000u
-#define BACKOFF_MAX 4u              /* 200 ms … 3.2 s */
+#define RTO_FIRST_NS 200000000u
+#define RTO_MIN_NS   60000000u       /* longer than a peer delays its ACKs */
+#define RTO_MAX_NS   UINT64_C(3200000000)
 #define GIVE_UP_NS UINT64_C(120000000000)
 
 struct segment {
@@ -82,6 +83,28 @@ static void release(struct rg_tcp *c)
 	c->state = RG_TCP_FREE;
 }
 
+/* RFC 6298, with our own bounds. */
+static uint64_t rto_ticks(const struct rg_tcp *c)
+{
+	uint64_t ns = c->srtt_ns ? c->srtt_ns + 4 * c->rttvar_ns : RTO_FIRST_NS;
+
+	ns = (ns < RTO_MIN_NS ? RTO_MIN_NS : ns) << c->backoff;
+	return rg_ns_to_ticks(ns < RTO_MAX_NS ? ns : RTO_MAX_NS);
+}
+
+static void take_sample(struct rg_tcp *c, uint64_t ns)
+{
+	if (!c->srtt_ns) {
+		c->srtt_ns = ns + 1;
+		c->rttvar_ns = ns / 2;
+		return;
+	}
+	uint64_t off = ns > c->srtt_ns ? ns - c->srtt_ns : c->srtt_ns - ns;
+
+	c->rttvar_ns = (3 * c->rttvar_ns + off) / 4;
+	c->srtt_ns = (7 * c->srtt_ns + ns) / 8 + 1;
+}
+
 static bool send_segment(struct rg_tcp_server *s, struct rg_tcp *c, uint32_t seq, uint32_t flags, unsigned len)
 {
 	uint8_t copy[OUR_MSS];
@@ -96,12 +119,19 @@ static bool send_segment(struct rg_tcp_server *s, struct rg_tcp *c, uint32_t seq
 	c->ack_now = false;
 	uint32_t end = seq + len + !!(flags & (SYN | FIN));
 
-	if (before(seq, c->snd_max) && end != seq)
+	if (end == seq)
+		return true;
+	if (before(seq, c->snd_max)) {
 		books()->tcp_retransmits++;
+		c->timed_tsc = 0; /* Karn: an answer to it proves nothing about time */
+	} else if (!c->timed_tsc) {
+		c->timed_tsc = rg_tsc();
+		c->timed_seq = end;
+	}
 	if (before(c->snd_max, end))
 		c->snd_max = end;
-	if (end != seq && !c->deadline)
-		c->deadline = rg_tsc() + rg_ns_to_ticks((uint64_t)RTO_NS << c->backoff);
+	if (!c->deadline)
+		c->deadline = rg_tsc() + rto_ticks(c);
 	return true;
 }
 
@@ -129,7 +159,7 @@ static void output(struct rg_tcp_server *s, struct rg_tcp *c)
 	}
 	/* Waiting for the window to open is waiting for a timer as well. */
 	if (before(c->snd_una, c->snd_end) && !c->deadline)
-		c->deadline = rg_tsc() + rg_ns_to_ticks((uint64_t)RTO_NS << c->backoff);
+		c->deadline = rg_tsc() + rto_ticks(c);
 	/* The first FIN waits until all is acknowledged: only then the application had room to answer everything. */
 	bool closing = c->state == RG_TCP_LAST_ACK || (c->state == RG_TCP_CLOSE_WAIT && c->snd_una == c->snd_end);
 
@@ -176,8 +206,12 @@ static void take_ack(struct rg_tcp *c, const struct segment *in)
 			c->snd_nxt = c->snd_una;
 		c->duplicate_acks = 0;
 		c->backoff = 0;
-		c->deadline = c->snd_una == c->snd_max ? 0 : rg_tsc() + rg_ns_to_ticks(RTO_NS);
 		c->heard_tsc = rg_tsc();
+		if (c->timed_tsc && !before(in->ack, c->timed_seq)) {
+			take_sample(c, rg_ticks_to_ns(c->heard_tsc - c->timed_tsc));
+			c->timed_tsc = 0;
+		}
+		c->deadline = c->snd_una == c->snd_max ? 0 : c->heard_tsc + rto_ticks(c);
 	} else if (in->ack == c->snd_una && !in->len && !(in->flags & FIN) && in->wnd == c->snd_wnd && c->snd_una != c->snd_max) {
 		if (++c->duplicate_acks == 3)
 			c->snd_nxt = c->snd_una;
@@ -300,7 +334,7 @@ static void run_timer(struct rg_tcp *c, uint64_t now)
 	c->snd_nxt = c->snd_una;
 	c->probe = c->snd_wnd == 0;
 	c->duplicate_acks = 0;
-	if (c->backoff < BACKOFF_MAX)
+	if (c->backoff < 6)
 		c->backoff++;
 }
 

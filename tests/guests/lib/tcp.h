@@ -1,6 +1,6 @@
 /*
- * A TCP server (RFC 9293) small enough to read: passive open, in-order data, one retransmission timer per connection with
- * go-back-N, fast retransmit, zero-window probes, passive close. No options but MSS, no congestion window: the send buffer
+ * A TCP server (RFC 9293) small enough to read: passive open, in-order data, one retransmission timer per connection (RFC 6298)
+ * with go-back-N, fast retransmit, zero-window probes, passive close. No options but MSS, no congestion window: the send buffer
  * (8 KiB) is the most it ever has in flight.
  *
  *      SYN ──► SYN_RECEIVED ──ACK──► ESTABLISHED ──FIN──► CLOSE_WAIT ──all acknowledged, FIN──► LAST_ACK ──ACK──► (free)
@@ -35,6 +35,9 @@ struct rg_tcp {
 	uint8_t backoff;
 	bool ack_now, probe;
 	uint64_t deadline;  /* TSC of the next retransmission; 0: nothing is outstanding */
+	uint64_t srtt_ns, rttvar_ns; /* RFC 6298; 0: no sample yet */
+	uint64_t timed_tsc; /* when the byte before timed_seq was sent; 0: none is being timed */
+	uint32_t timed_seq;
 	uint64_t heard_tsc; /* last segment from the peer that moved anything */
 	uint8_t send[RG_TCP_SEND_BYTES]; /* byte with sequence s at s % size, snd_una … snd_end */
 	uint8_t recv[RG_TCP_RECV_BYTES];
