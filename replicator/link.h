@@ -23,6 +23,7 @@
 enum rp_bye {
     RP_BYE_STOP = 1,    /* protection was ended: forget the image */
     RP_BYE_FINAL = 2,   /* migration, switchover: run from the epoch it names, the source stands still */
+    RP_BYE_BROKEN = 3,  /* a lane broke, but the primary lives and will come back: keep the image */
 };
 
 /* --- the primary's side: a sink --- */
@@ -59,6 +60,7 @@ enum rp_link_end {
     RP_LINK_LOST = 1,       /* the primary died, hangs, or cannot be reached: `silent` says whether it went without a word */
     RP_LINK_STOPPED,        /* RP_BYE_STOP */
     RP_LINK_FINAL,          /* RP_BYE_FINAL: run now */
+    RP_LINK_BROKEN,         /* RP_BYE_BROKEN: serve again */
     RP_LINK_DAMAGED,        /* what came was refused; err says why */
     RP_LINK_CANCELLED,      /* rp_link_cancel */
 };

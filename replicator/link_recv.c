@@ -18,6 +18,7 @@ struct lane {
     unsigned index;
     struct rp_conn *conn;
     pthread_t thread;
+    bool ended;             /* lane thread: the connection ended or failed, in the middle of a record or not */
 };
 
 struct rp_link_recv {
@@ -61,7 +62,9 @@ static void end_session(struct rp_link_recv *r, enum rp_link_end end, const stru
 static ssize_t lane_read(void *ctx, void *buf, size_t len)
 {
     struct lane *l = ctx;
-    return l->conn->ops->recv(l->conn, buf, len, -1);
+    ssize_t n = l->conn->ops->recv(l->conn, buf, len, -1);
+    l->ended = n <= 0;
+    return n;
 }
 
 /* lock held. A lane that is ahead waits until its epoch is open. False: the session is over. */
@@ -82,8 +85,8 @@ static int acknowledge(struct rp_link_recv *r, struct rp_error *err)
     }
     if (rp_fault(RP_FAULT_LINK_ACK_SEND))
         return rp_error_set(err, EIO, "acknowledging epoch %llu: fault point", (unsigned long long)epoch);
-    int rc = rp_control_send(&r->control, RP_CTL_ACK, epoch, 0);
-    return rc < 0 ? rp_error_set(err, rc, "acknowledging epoch %llu: %s", (unsigned long long)epoch, strerror(-rc)) : 0;
+    /* A control connection that has ended tells its own story (control_ended). */
+    return rp_control_send(&r->control, RP_CTL_ACK, epoch, 0) < 0 ? -ECANCELED : 0;
 }
 
 /* lock held */
@@ -159,15 +162,16 @@ static void *lane_main(void *arg)
         pthread_mutex_lock(&r->lock);
         rc = l->index == 0 ? take_main(r, &rec, &err) : take_side(r, &rec, &epoch, &err);
         pthread_mutex_unlock(&r->lock);
-        if (rc < 0 && rc != -ECANCELED) {
-            if (rp_control_send(&r->control, RP_CTL_REFUSED, (uint64_t)-rc, 0) < 0)
-                rp_log(RP_LOG_INFO, "the primary could not be told that its epoch was refused");
-            end_session(r, RP_LINK_DAMAGED, &err);
-        }
     }
+    if (rc < 0 && rc != -ECANCELED && !l->ended) {
+        if (rp_control_send(&r->control, RP_CTL_REFUSED, (uint64_t)-rc, 0) < 0)
+            rp_log(RP_LOG_INFO, "the primary could not be told that its epoch was refused");
+        end_session(r, RP_LINK_DAMAGED, &err);
+    }
+    /* A lane that ended: a primary that dies takes all its connections with it, and the control connection's end tells
+     * the story. Should it live on, it notices that the lane broke and says goodbye (RP_BYE_BROKEN). */
+    l->conn->ops->shutdown(l->conn);
     rp_stream_reader_destroy(reader);
-    /* A lane that ended early: a primary that dies takes all its connections with it, and the control connection's end
-     * tells the story. Should it live on, it notices the broken lane itself. */
     return NULL;
 }
 
@@ -195,7 +199,7 @@ static void serve_control(struct rp_link_recv *r)
             if (rc < 0)
                 break;
         } else if (m.type == RP_CTL_BYE) {
-            end_session(r, m.a == RP_BYE_FINAL ? RP_LINK_FINAL : RP_LINK_STOPPED, NULL);
+            end_session(r, m.a == RP_BYE_FINAL ? RP_LINK_FINAL : m.a == RP_BYE_BROKEN ? RP_LINK_BROKEN : RP_LINK_STOPPED, NULL);
             return;
         }
         pthread_mutex_lock(&r->lock);

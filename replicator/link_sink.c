@@ -28,7 +28,6 @@ struct link_sink {
     unsigned turn;                      /* emitting thread: whose turn the next RAM record is */
     pthread_t reader, beater;
     bool started;
-    int beat_fd;                        /* eventfd-like: pipe end that wakes the beater to end */
     _Atomic bool cancelled, told;
     _Atomic uint64_t bytes, rtt_ns, heard_ns, last_beat;
     pthread_mutex_t lock;
@@ -62,6 +61,10 @@ static void lost(struct link_sink *s, int rc, const char *what)
     struct rp_error why = {0};
     rp_uri_format(&s->cfg.uri, uri, sizeof(uri));
     rp_error_set(&why, rc, "standby %s: %s", uri, what);
+    /* A standby that hears no goodbye takes our silence for our death. */
+    if (rp_control_send(&s->control, RP_CTL_BYE, RP_BYE_BROKEN, 0) < 0) {
+        /* then it cannot be helped: the lease decides */
+    }
     down(s);
     s->events.failed(s->events.ctx, &s->base, &why);
 }

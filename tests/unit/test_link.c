@@ -1,0 +1,198 @@
+/*
+ * Engine → link → image, in one process over real sockets: commits are the standby's acknowledgements, a death is
+ * noticed, a stranger gets nowhere, and the standby's image is always a whole epoch (INV-2).
+ */
+#include "core/fault.h"
+#include "replicator/engine.h"
+#include "replicator/link.h"
+#include "tests/unit/fake_source.h"
+
+#include <stdio.h>
+#include <sys/socket.h>
+
+struct standby {
+    struct rp_ram_view ram;
+    struct rp_image *image;
+    struct rp_link_recv *recv;
+    struct rp_link_outcome outcome;
+    pthread_t thread;
+    char uri_text[100];
+    struct rp_uri uri;
+};
+
+static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
+{
+    (void)h;
+    (void)err;
+    struct standby *s = ctx;
+    view_init(&s->ram);
+    *out = s->ram;
+    return 0;
+}
+
+static void *standby_main(void *arg)
+{
+    struct standby *s = arg;
+    struct rp_error err = {0};
+    cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
+    return NULL;
+}
+
+static void standby_start(struct standby *s, const char *scheme, const char *key)
+{
+    struct rp_error err = {0};
+    memset(s, 0, sizeof(*s));
+    if (strcmp(scheme, "unix") == 0)
+        snprintf(s->uri_text, sizeof(s->uri_text), "unix:/tmp/rp-link-%d", getpid());
+    else
+        snprintf(s->uri_text, sizeof(s->uri_text), "tcp://127.0.0.1:%d", 20000 + getpid() % 20000);
+    cr_assert_eq(rp_uri_parse(s->uri_text, &s->uri, &err), 0, "%s", err.text);
+    struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
+    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0);
+    struct rp_listener *l;
+    cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .image = s->image, .timeout_ms = 1000};
+    cfg.key.len = (uint32_t)strlen(key);
+    memcpy(cfg.key.bytes, key, cfg.key.len);
+    cr_assert_eq(rp_link_recv_create(l, &cfg, &s->recv, &err), 0);
+    pthread_create(&s->thread, NULL, standby_main, s);
+}
+
+static void standby_stop(struct standby *s)
+{
+    rp_link_recv_destroy(s->recv);
+    rp_image_destroy(s->image);
+    if (s->ram.base)
+        munmap(s->ram.base, PAGES * RP_PAGE_SIZE);
+}
+
+static int connect_to(struct standby *s, const char *key, unsigned lanes, struct rp_sink **sink, struct rp_error *err)
+{
+    struct rp_link_config cfg = {.uri = s->uri, .vm_name = "fake", .lanes = lanes, .timeout_ms = 2000};
+    uint64_t held;
+    memset(cfg.vm_id, 7, sizeof(cfg.vm_id));
+    cfg.key.len = (uint32_t)strlen(key);
+    memcpy(cfg.key.bytes, key, cfg.key.len);
+    return rp_link_sink_create(&cfg, sink, &held, err);
+}
+
+static struct rp_engine_stats stats;
+
+static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, unsigned ms)
+{
+    struct fake f;
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_engine *e;
+    struct rp_error err = {0};
+    fake_start(&f, 64, 10, 300);
+    standby_start(&s, scheme, "0123456789abcdef");
+    cr_assert_eq(connect_to(&s, "0123456789abcdef", lanes, &sink, &err), 0, "%s", err.text);
+    struct rp_engine_config cfg = {.goal.epoch_ns = epoch_ns};
+    cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
+    cr_assert_eq(rp_engine_start(e, NULL, NULL, &err), 0, "%s", err.text);
+    usleep(ms * 1000);
+    rp_engine_finish(e);
+    cr_assert_eq(rp_engine_wait(e, &err), 0, "%s", err.text);
+    rp_engine_stats(e, &stats);
+    cr_assert_eq(atomic_load(&f.released), stats.committed);
+    cr_assert_eq(rp_link_sink_bye(sink, RP_BYE_FINAL, stats.committed, &err), 0, "%s", err.text);
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.outcome.end, RP_LINK_FINAL, "%s", s.outcome.why.text);
+    cr_assert_eq(s.outcome.epoch, stats.committed);
+    cr_assert_eq(memcmp(f.ram.base, s.ram.base, PAGES * RP_PAGE_SIZE), 0, "the standby's image is not the source");
+    cr_assert_eq(rp_link_recv_running(s.recv, &err), 0);
+    cr_assert_eq(rp_link_sink_wait_running(sink, 2000, &err), 0, "%s", err.text);
+    printf("%s, %u lanes: %lu epochs in %u ms; commit p50 %.3f p99 %.3f ms; pause p50 %.3f ms\n", scheme, lanes, stats.committed,
+           ms, (double)rp_hist_quantile(&stats.commit, 0.5) / 1e6, (double)rp_hist_quantile(&stats.commit, 0.99) / 1e6,
+           (double)rp_hist_quantile(&stats.pause, 0.5) / 1e6);
+    rp_engine_destroy(e);
+    sink->ops->destroy(sink);
+    fake_resume(&f.base, NULL);
+    fake_stop(&f);
+    standby_stop(&s);
+}
+
+Test(link, unix_one_lane) { protect_for("unix", 1, 1, 1000); }
+Test(link, tcp_one_lane) { protect_for("tcp", 1, 1, 1000); }
+Test(link, tcp_four_lanes) { protect_for("tcp", 4, 5000000, 1000); }
+
+/* The primary dies in the middle: the standby holds a whole epoch, and its digest proves it. */
+Test(link, INV2_the_primary_dies)
+{
+    struct fake f;
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_engine *e;
+    struct rp_error err = {0};
+    fake_start(&f, 512, 100, 100);
+    standby_start(&s, "unix", "");
+    cr_assert_eq(connect_to(&s, "", 2, &sink, &err), 0, "%s", err.text);
+    struct rp_engine_config cfg = {.goal.epoch_ns = 1000000};
+    cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
+    cr_assert_eq(rp_engine_start(e, NULL, NULL, &err), 0);
+    usleep(1200000);
+    sink->ops->cancel(sink);        /* every connection ends at once, as when a process is killed */
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.outcome.end, RP_LINK_LOST);
+    cr_assert_gt(s.outcome.epoch, 0);
+    struct rp_hash128 d = rp_digest_of(&s.ram);
+    cr_assert_eq(d.lo, rp_image_trailer(s.image)->digest_lo);
+    cr_assert_eq(d.hi, rp_image_trailer(s.image)->digest_hi);
+    rp_engine_stop(e);
+    int rc = rp_engine_wait(e, &err);
+    (void)rc;
+    rp_engine_destroy(e);
+    sink->ops->destroy(sink);
+    fake_stop(&f);
+    standby_stop(&s);
+}
+
+/* The standby goes away: the engine's run fails with a reason, the guest goes on. */
+Test(link, INV5_the_standby_goes_away)
+{
+    struct fake f;
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_engine *e;
+    struct rp_error err = {0};
+    fake_start(&f, 512, 100, 100);
+    standby_start(&s, "tcp", "");
+    cr_assert_eq(connect_to(&s, "", 1, &sink, &err), 0, "%s", err.text);
+    struct rp_engine_config cfg = {.goal.epoch_ns = 1000000};
+    cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
+    cr_assert_eq(rp_engine_start(e, NULL, NULL, &err), 0);
+    usleep(500000);
+    rp_link_cancel(s.recv);
+    cr_assert_lt(rp_engine_wait(e, &err), 0);
+    cr_assert(strstr(err.text, "standby"), "%s", err.text);
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.outcome.end, RP_LINK_CANCELLED);
+    rp_engine_destroy(e);
+    sink->ops->destroy(sink);
+    fake_stop(&f);
+    standby_stop(&s);
+}
+
+Test(link, a_stranger_gets_nowhere)
+{
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_error err = {0};
+    standby_start(&s, "unix", "0123456789abcdef");
+    int rc = connect_to(&s, "another key, sir!", 1, &sink, &err);
+    cr_assert_lt(rc, 0);
+    cr_assert_eq(err.exit, RP_EXIT_REFUSED, "%s", err.text);
+    struct rp_conn *c;
+    cr_assert_eq(rp_connect(&s.uri, 1000, &c, &err), 0);
+    char junk[160];
+    memset(junk, 'x', sizeof(junk));
+    cr_assert_eq(rp_conn_send(c, junk, sizeof(junk)), 0);
+    char answer[300];
+    cr_assert_gt(c->ops->recv(c, answer, sizeof(answer), 2000), 0);    /* a refusal, then the end */
+    c->ops->close(c);
+    cr_assert_eq(rp_image_epoch(s.image), 0);
+    rp_link_cancel(s.recv);
+    pthread_join(s.thread, NULL);
+    standby_stop(&s);
+}
