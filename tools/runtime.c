@@ -1,0 +1,206 @@
+/* Where running VMs are found. */
+#include "tools/runtime.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define NAME_MAX_CHARS 63u
+#define SUFFIX ".sock"
+
+int rp_runtime_name_check(const char *name, struct rp_error *err)
+{
+    size_t n = strlen(name);
+    bool good = n > 0 && n <= NAME_MAX_CHARS && name[0] != '.' && name[0] != '-';
+    for (size_t i = 0; good && i < n; i++)
+        good = isalnum((unsigned char)name[i]) || strchr("-_.", name[i]);
+    if (good)
+        return 0;
+    return rp_error_exit(err, RP_EXIT_USAGE, EINVAL,
+                         "\"%.80s\" cannot be a VM's name; use 1 to %u letters, digits, '-', '_' and '.', beginning with a letter or digit",
+                         name, NAME_MAX_CHARS);
+}
+
+static void runtime_dir(char *out, size_t size)
+{
+    const char *own = getenv("REPRISE_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
+    if (own && *own)
+        snprintf(out, size, "%s", own);
+    else if (xdg && *xdg)
+        snprintf(out, size, "%s/reprise", xdg);
+    else
+        snprintf(out, size, "/run/reprise");
+}
+
+int rp_runtime_socket(const char *name, bool create, char path[RP_RUNTIME_PATH_MAX], struct rp_error *err)
+{
+    int rc = rp_runtime_name_check(name, err);
+    if (rc < 0)
+        return rc;
+    char dir[4096];
+    runtime_dir(dir, sizeof(dir));
+    if (create && mkdir(dir, 0700) < 0 && errno != EEXIST) {
+        rc = errno;
+        return rp_error_exit(err, RP_EXIT_HOST, rc, "runtime directory %s: %s; set REPRISE_RUNTIME_DIR to one that you can write to", dir,
+                             strerror(rc));
+    }
+    if (snprintf(path, RP_RUNTIME_PATH_MAX, "%s/%s" SUFFIX, dir, name) >= RP_RUNTIME_PATH_MAX)
+        return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "%s/%s" SUFFIX ": longer than the %d bytes a socket's path may have", dir,
+                             name, RP_RUNTIME_PATH_MAX - 1);
+    return 0;
+}
+
+static int address(const char *path, struct sockaddr_un *sa, struct rp_error *err)
+{
+    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(sa->sun_path))
+        return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "%s: longer than the %zu bytes a socket's path may have", path,
+                             sizeof(sa->sun_path) - 1);
+    memcpy(sa->sun_path, path, strlen(path) + 1);
+    return 0;
+}
+
+/* 0: somebody listens there. -ECONNREFUSED, -ENOENT: nobody. */
+static int try_connect(const struct sockaddr_un *sa, int *out)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    if (connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    *out = fd;
+    return 0;
+}
+
+/* The directory's lock is held: nobody else is between looking and binding. */
+static int bind_locked(const struct sockaddr_un *sa, const char *what, int *out, struct rp_error *err)
+{
+    int probe = -1, rc = try_connect(sa, &probe);
+    if (rc == 0) {
+        close(probe);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EADDRINUSE, "%s is in use: something answers on %s; take another name or end it first",
+                             what, sa->sun_path);
+    }
+    struct stat st;
+    if (lstat(sa->sun_path, &st) == 0) {
+        if (!S_ISSOCK(st.st_mode))
+            return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "%s: is there and is no socket; it is left alone, give another path",
+                                 sa->sun_path);
+        if (rc != -ECONNREFUSED)
+            return rp_error_set(err, -rc, "%s: %s", sa->sun_path, strerror(-rc));
+        unlink(sa->sun_path);
+    }
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return rp_error_set(err, errno, "%s: socket: %s", sa->sun_path, strerror(errno));
+    if (bind(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 || chmod(sa->sun_path, 0600) < 0 || listen(fd, 16) < 0) {
+        rc = rp_error_set(err, errno, "%s: %s", sa->sun_path, strerror(errno));
+        close(fd);
+        return rc;
+    }
+    *out = fd;
+    return 0;
+}
+
+int rp_runtime_listen(const char *path, const char *what, int *fd, struct rp_error *err)
+{
+    struct sockaddr_un sa;
+    int rc = address(path, &sa, err);
+    if (rc < 0)
+        return rc;
+    char copy[RP_RUNTIME_PATH_MAX];
+    snprintf(copy, sizeof(copy), "%s", path);
+    const char *dir = dirname(copy);
+    int lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (lock < 0)
+        return rp_error_exit(err, RP_EXIT_USAGE, errno, "%s: %s: %s", path, dir, strerror(errno));
+    if (flock(lock, LOCK_EX) < 0)
+        rc = rp_error_set(err, errno, "%s: lock: %s", dir, strerror(errno));
+    else
+        rc = bind_locked(&sa, what, fd, err);
+    close(lock);
+    return rc;
+}
+
+int rp_runtime_connect(const char *name, int *fd, struct rp_error *err)
+{
+    char path[RP_RUNTIME_PATH_MAX];
+    int rc = 0;
+    struct sockaddr_un sa;
+    if (strchr(name, '/')) {
+        rc = address(name, &sa, err);
+    } else {
+        rc = rp_runtime_socket(name, false, path, err);
+        if (rc == 0)
+            rc = address(path, &sa, err);
+    }
+    if (rc < 0)
+        return rc;
+    rc = try_connect(&sa, fd);
+    if (rc == -ENOENT || rc == -ECONNREFUSED)
+        return rp_error_exit(err, RP_EXIT_NO_VM, -rc, "no VM \"%s\" is running (nobody answers on %s); `reprise status` lists those that are",
+                             name, sa.sun_path);
+    if (rc < 0)
+        return rp_error_exit(err, rc == -EACCES ? RP_EXIT_HOST : RP_EXIT_FAILED, -rc, "VM \"%s\": %s: %s", name, sa.sun_path, strerror(-rc));
+    return 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int rp_runtime_list(char ***names, unsigned *n, struct rp_error *err)
+{
+    char dir[4096];
+    runtime_dir(dir, sizeof(dir));
+    *names = NULL;
+    *n = 0;
+    DIR *d = opendir(dir);
+    if (!d)
+        return errno == ENOENT ? 0 : rp_error_exit(err, RP_EXIT_HOST, errno, "runtime directory %s: %s", dir, strerror(errno));
+    struct dirent *e;
+    int rc = 0;
+    while ((e = readdir(d))) {
+        size_t len = strlen(e->d_name);
+        if (len <= strlen(SUFFIX) || strcmp(e->d_name + len - strlen(SUFFIX), SUFFIX) != 0)
+            continue;
+        char **more = reallocarray(*names, *n + 1, sizeof(char *));
+        char *name = more ? strndup(e->d_name, len - strlen(SUFFIX)) : NULL;
+        if (more)
+            *names = more;
+        if (!name) {
+            rc = rp_error_set(err, ENOMEM, "out of memory");
+            break;
+        }
+        (*names)[(*n)++] = name;
+    }
+    closedir(d);
+    if (rc < 0) {
+        rp_runtime_list_free(*names, *n);
+        return rc;
+    }
+    if (*n)
+        qsort(*names, *n, sizeof(char *), by_name);
+    return 0;
+}
+
+void rp_runtime_list_free(char **names, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        free(names[i]);
+    free(names);
+}
