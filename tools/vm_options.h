@@ -1,0 +1,48 @@
+/*
+ * vm_options.h - the options that say what a VM is (run) and what of the host it uses (run, restore, standby): their
+ * tables, and the words of --disk, --net and --serial. Thread: main, before any other.
+ */
+#ifndef RP_TOOLS_VM_OPTIONS_H
+#define RP_TOOLS_VM_OPTIONS_H
+
+#include "tools/args.h"
+#include "vmm/machine.h"
+
+enum rp_sandbox_mode { RP_SANDBOX_OFF, RP_SANDBOX_LOG, RP_SANDBOX_ON };
+
+/* A verb's options begin with this one; the tables' offsets are relative to it. Strings point into argv. */
+struct rp_vm_options {
+    struct rp_machine_config machine;
+    const char *qmp_path;           /* a second QMP socket beside the runtime one, or NULL */
+    const char *pidfile;            /* or NULL */
+    uint64_t stop_timeout_ns;       /* SIGTERM: how long the guest may take to power off */
+    enum rp_sandbox_mode sandbox;
+    bool paused;
+};
+
+extern const struct rp_vm_options rp_vm_options_defaults;
+
+/* Groups for a verb's table. HOST: what the VM uses of this host. GUEST: what it is (an epoch brings that itself).
+ * RP_VM_ENTER_GROUP: how an epoch is entered. */
+#define RP_VM_HOST_OPTIONS 14u
+#define RP_VM_GUEST_OPTIONS 8u
+#define RP_VM_ENTER_OPTIONS 1u
+extern const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS];
+extern const struct rp_opt rp_vm_guest_options[RP_VM_GUEST_OPTIONS];
+extern const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS];
+#define RP_VM_HOST_GROUP {.title = "Host", .opts = rp_vm_host_options, .nopts = RP_VM_HOST_OPTIONS}
+#define RP_VM_GUEST_GROUP {.title = "Guest", .opts = rp_vm_guest_options, .nopts = RP_VM_GUEST_OPTIONS}
+#define RP_VM_ENTER_GROUP {.title = "Entering", .opts = rp_vm_enter_options, .nopts = RP_VM_ENTER_OPTIONS}
+
+/* 1 to 63 of [A-Za-z0-9._-], the first a letter or digit: it becomes a file name. RP_EXIT_USAGE. */
+int rp_check_vm_name(const char *what, const char *name, struct rp_error *err) RP_MUST_CHECK;
+
+/* Parsers of one word; each may cut `text` and keeps pointing into it.
+ * disk:    F[,ro][,serial=S][,queues=N]     F a path, nbd://… or fd:N; a comma in F is written twice
+ * net:     tap:IF|unix:PATH|fd:N[,mac=M][,queues=N]
+ * chardev: stdio | null | file:F | unix:F */
+int rp_parse_disk(void *machine_config, char *text, struct rp_error *err);      /* appends */
+int rp_parse_net(void *machine_config, char *text, struct rp_error *err);       /* appends */
+int rp_parse_chardev(void *chardev_config, char *text, struct rp_error *err);
+
+#endif
