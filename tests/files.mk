@@ -5,3 +5,4 @@ unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_virtq.c
 unit_SRCS += tests/unit/test_pci.c
 unit_SRCS += tests/unit/test_virtio_blk.c
+unit_SRCS += tests/unit/test_gate.c

@@ -3,6 +3,7 @@ vmm_SRCS := \
 	vmm/bus.c \
 	vmm/disk_nbd.c \
 	vmm/disk_raw.c \
+	vmm/gate.c \
 	vmm/guest_ram.c \
 	vmm/irq.c \
 	vmm/loop.c \
