@@ -8,6 +8,7 @@ replicator_SRCS := \
 	replicator/link_recv.c \
 	replicator/link_sink.c \
 	replicator/policy.c \
+	replicator/protect.c \
 	replicator/secret.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \

@@ -5,6 +5,7 @@
 #include "core/fault.h"
 #include "replicator/engine.h"
 #include "replicator/link.h"
+#include "replicator/protect.h"
 #include "tests/unit/fake_source.h"
 
 #include <stdio.h>
@@ -195,4 +196,58 @@ Test(link, a_stranger_gets_nowhere)
     rp_link_cancel(s.recv);
     pthread_join(s.thread, NULL);
     standby_stop(&s);
+}
+
+static struct rp_protect_status status;
+
+static enum rp_protect_state wait_state(struct rp_protect *p, enum rp_protect_state want, unsigned ms)
+{
+    for (unsigned i = 0; i < ms; i += 5) {
+        rp_protect_status(p, &status);
+        if (status.state == want)
+            break;
+        usleep(5000);
+    }
+    return status.state;
+}
+
+/* Protected, the standby lost, unprotected and said so, protected again by the next one, switched over to it. */
+Test(link, INV7_protection_comes_back)
+{
+    struct fake f;
+    struct standby s1, s2;
+    struct rp_events *ev;
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    fake_start(&f, 64, 20, 500);
+    cr_assert_eq(rp_events_create(64, &ev), 0);
+    standby_start(&s1, "unix", "");
+    struct rp_protect_config cfg = {.link = {.uri = s1.uri}, .engine.goal.epoch_ns = 2000000, .retry_ms = 50};
+    cr_assert_eq(rp_protect_start(&f.base, ev, &cfg, false, &p, &err), 0);
+    cr_assert_eq(rp_protect_wait(p, 10000, &err), 0, "%s", err.text);
+    usleep(100000);
+    rp_link_cancel(s1.recv);
+    pthread_join(s1.thread, NULL);
+    cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
+    cr_assert(strstr(status.why, "standby"), "%s", status.why);
+    standby_stop(&s1);
+    standby_start(&s2, "unix", "");
+    cr_assert_eq(wait_state(p, RP_PROTECT_PROTECTED, 10000), RP_PROTECT_PROTECTED);
+    cr_assert_eq(rp_protect_switch(p, 10000, &err) < 0, true);      /* nobody says that it runs: INV-6 */
+    cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
+    pthread_join(s2.thread, NULL);
+    cr_assert_eq(s2.outcome.end, RP_LINK_FINAL);
+    rp_protect_stop(p);
+    struct rp_event events[64];
+    unsigned n = rp_events_copy(ev, events, 64), lost = 0, back = 0;
+    for (unsigned i = 0; i < n; i++) {
+        lost += strcmp(events[i].name, "PROTECT_LOST") == 0;
+        back += strcmp(events[i].name, "PROTECTED") == 0;
+        printf("%s %s\n", events[i].name, events[i].data);
+    }
+    cr_assert_geq(lost, 2);
+    cr_assert_eq(back, 2);
+    rp_events_destroy(ev);
+    fake_stop(&f);
+    standby_stop(&s2);
 }
