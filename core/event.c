@@ -162,6 +162,16 @@ int rp_events_save(struct rp_events *ev, struct rp_sections *s)
     return rc;
 }
 
+/* lock held. What travelled stands before what happened here; of what does not fit, the oldest goes. */
+static void prepend(struct rp_events *ev, const struct rp_event *events, unsigned n)
+{
+    while (n > 0 && ev->count < ev->capacity) {
+        ev->head = (ev->head + ev->capacity - 1) % ev->capacity;
+        ev->ring[ev->head] = events[--n];
+        ev->count++;
+    }
+}
+
 int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_error *err)
 {
     struct history_state *h = calloc(1, sizeof(*h));
@@ -170,15 +180,7 @@ int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_e
     int rc = rp_state_decode(&rp_history_table, h, s->bytes, s->len, err);
     if (rc == 0) {
         pthread_mutex_lock(&ev->lock);
-        unsigned own = ev->count;           /* what was travelled with comes first, what happened here after it */
-        for (uint32_t i = 0; i < h->count; i++)
-            append(ev, &h->events[i]);
-        for (unsigned i = 0; i < own && ev->count == own + h->count; i++) {
-            struct rp_event e = ev->ring[ev->head];
-            ev->head = (ev->head + 1) % ev->capacity;
-            ev->count--;
-            append(ev, &e);
-        }
+        prepend(ev, h->events, h->count);
         pthread_mutex_unlock(&ev->lock);
     }
     free(h);

@@ -3,9 +3,11 @@
 #include "core/sink.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -14,6 +16,7 @@
 struct sink_fd {
     struct rp_sink base;
     int fd;
+    int flags_before;           /* of fd, to be put back; -1: untouched */
     bool sync;
     struct rp_sink_events events;
     struct rp_buf small;        /* emitting thread: sealed records not yet written */
@@ -162,6 +165,8 @@ static void fd_destroy(struct rp_sink *base)
 {
     struct sink_fd *s = of(base);
     rp_buf_fini(&s->small);
+    if (s->flags_before >= 0)
+        (void)fcntl(s->fd, F_SETFL, s->flags_before);
     close(s->fd);
     free(s);
 }
@@ -170,6 +175,18 @@ static const struct rp_sink_ops fd_ops = {
     .name = "file", .start = fd_start, .emit = fd_emit, .flush = fd_flush, .cancel = fd_cancel, .destroy = fd_destroy,
 };
 
+/* A blocking write to a pipe could not be cancelled while its reader sleeps. Returns the flags to put back, or -1. */
+static int make_nonblocking(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
+        return -1;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || (flags & O_NONBLOCK) || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -1;
+    return flags;
+}
+
 int rp_sink_fd_create(int fd, bool sync, struct rp_sink **out, struct rp_error *err)
 {
     struct sink_fd *s = calloc(1, sizeof(*s));
@@ -177,6 +194,7 @@ int rp_sink_fd_create(int fd, bool sync, struct rp_sink **out, struct rp_error *
         return rp_error_set(err, ENOMEM, "no memory for a file sink");
     s->base.ops = &fd_ops;
     s->fd = fd;
+    s->flags_before = make_nonblocking(fd);
     s->sync = sync;
     *out = &s->base;
     return 0;

@@ -1,6 +1,13 @@
 # Criterion programs, one per file and per line.
 unit_SRCS := tests/unit/test_engine.c
 unit_SRCS += tests/unit/test_link.c
+# core
+unit_SRCS += tests/unit/test_basics.c
+unit_SRCS += tests/unit/test_state.c
+unit_SRCS += tests/unit/test_codec.c
+unit_SRCS += tests/unit/test_stream.c
+unit_SRCS += tests/unit/test_image.c
+unit_SRCS += tests/unit/test_sink_fd.c
 # vmm: PCI, virtio and the output gate
 unit_SRCS += tests/unit/test_virtq.c
 unit_SRCS += tests/unit/test_pci.c
