@@ -6,6 +6,12 @@
 #include <string.h>
 
 const struct rp_verb *const rp_verbs[] = {
+    &rp_verb_status,
+    &rp_verb_pause,
+    &rp_verb_resume,
+    &rp_verb_powerdown,
+    &rp_verb_reset,
+    &rp_verb_quit,
     &rp_verb_help,
     NULL,
 };

@@ -1,0 +1,58 @@
+/* QMP commands that act on the machine. Names and meaning are QEMU's (qapi/misc.json, run-state.json). */
+#include "tools/qmp_tables.h"
+
+#include <errno.h>
+
+static int cmd_stop(struct rp_qmp_call *call, struct rp_error *err)
+{
+    struct rp_vm *vm = call->ctx;
+    return rp_machine_state(vm->machine) == RP_VM_PAUSED ? 0 : rp_machine_pause(vm->machine, err);
+}
+
+static int cmd_cont(struct rp_qmp_call *call, struct rp_error *err)
+{
+    struct rp_vm *vm = call->ctx;
+    switch (rp_machine_state(vm->machine)) {
+    case RP_VM_RUNNING:
+        return 0;
+    case RP_VM_CREATED:
+        return rp_machine_start(vm->machine, err);
+    default:
+        return rp_machine_resume(vm->machine, err);
+    }
+}
+
+static int cmd_powerdown(struct rp_qmp_call *call, struct rp_error *err)
+{
+    struct rp_vm *vm = call->ctx;
+    if (rp_machine_state(vm->machine) == RP_VM_PAUSED)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is paused and cannot notice its power button; resume it first, or quit",
+                             vm->name);
+    rp_machine_powerdown(vm->machine);
+    return 0;
+}
+
+static int cmd_reset(struct rp_qmp_call *call, struct rp_error *err)
+{
+    return rp_machine_reset(((struct rp_vm *)call->ctx)->machine, err);
+}
+
+static int cmd_quit(struct rp_qmp_call *call, struct rp_error *err)
+{
+    (void)err;
+    rp_machine_quit(((struct rp_vm *)call->ctx)->machine);
+    return 0;
+}
+
+static const struct rp_qmp_command commands[] = {
+    {.name = "stop", .run = cmd_stop},
+    {.name = "cont", .run = cmd_cont},
+    {.name = "system_powerdown", .run = cmd_powerdown},
+    {.name = "system_reset", .run = cmd_reset},
+    {.name = "quit", .run = cmd_quit},
+};
+
+struct rp_qmp_table rp_qmp_vm_table(void)
+{
+    return (struct rp_qmp_table){commands, sizeof(commands) / sizeof(commands[0])};
+}

@@ -1,0 +1,168 @@
+/* `reprise status`: one VM in detail, or all in a table. */
+#include "tools/client.h"
+#include "tools/runtime.h"
+#include "tools/verbs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+struct status_opts { bool json; };
+
+static const struct rp_opt status_options[] = {
+    {.name = "json", .kind = RP_OPT_FLAG, .offset = offsetof(struct status_opts, json), .help = "Print JSON for programs."},
+};
+
+/* Optional parts: what this VM's version does not know is left out. Other failures are kept in rc. */
+static void add(struct rp_client *c, json_t *into, const char *key, const char *command, int *rc, struct rp_error *err)
+{
+    json_t *part = NULL;
+    if (*rc < 0)
+        return;
+    int got = rp_client_call(c, command, NULL, &part, err);
+    if (got == 0)
+        json_object_set_new(into, key, part);
+    else if (got == -ENOSYS)
+        rp_error_clear(err);
+    else
+        *rc = got;
+}
+
+static int collect(const char *name, json_t **out, struct rp_error *err)
+{
+    struct rp_client *c = NULL;
+    json_t *vm = NULL;
+    int rc = rp_client_open(name, &c, err);
+    if (rc == 0)
+        rc = rp_client_call(c, "query-vm", NULL, &vm, err);
+    if (rc == 0) {
+        add(c, vm, "disk", "query-blockstats", &rc, err);
+        add(c, vm, "net", "query-nics", &rc, err);
+        add(c, vm, "jobs", "query-jobs", &rc, err);
+        add(c, vm, "protect", "query-protect", &rc, err);
+    }
+    rp_client_close(c);
+    if (rc < 0)
+        json_decref(vm);
+    else
+        *out = vm;
+    return rc;
+}
+
+static const char *str(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static long long num(const json_t *o, const char *key)
+{
+    return json_integer_value(json_object_get(o, key));
+}
+
+/* A value of any kind behind its name; objects become "name.key" lines. */
+static void print_tree(const char *prefix, json_t *value)
+{
+    const char *key;
+    json_t *v;
+    if (json_is_object(value)) {
+        json_object_foreach(value, key, v) {
+            char name[128];
+            snprintf(name, sizeof(name), "%s.%s", prefix, key);
+            print_tree(name, v);
+        }
+        return;
+    }
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    printf("  %-24s %s\n", prefix, json_is_string(value) ? json_string_value(value) : text ? text : "?");
+    free(text);
+}
+
+static void print_one(json_t *vm)
+{
+    size_t i;
+    json_t *v;
+    printf("%s: %s%s%s\n", str(vm, "name"), str(vm, "status"), *str(vm, "failure") ? ": " : "", str(vm, "failure"));
+    printf("  %-24s %s\n  %-24s %lld\n", "uuid", str(vm, "uuid"), "pid", num(vm, "pid"));
+    printf("  %-24s %lld vCPUs, %lld MiB, up %.1f s\n", "machine", num(vm, "vcpus"), num(vm, "memory-bytes") >> 20,
+           (double)num(vm, "uptime-ms") / 1e3);
+    json_array_foreach(json_object_get(vm, "disk"), i, v) {
+        json_t *s = json_object_get(v, "stats");
+        printf("  %-24s %lld reads (%lld KiB), %lld writes (%lld KiB), %lld flushes\n", str(v, "device"), num(s, "rd_operations"),
+               num(s, "rd_bytes") >> 10, num(s, "wr_operations"), num(s, "wr_bytes") >> 10, num(s, "flush_operations"));
+    }
+    json_array_foreach(json_object_get(vm, "net"), i, v)
+        printf("  %-24s %s:%s, in %lld frames (%lld KiB), out %lld frames (%lld KiB)\n", str(v, "mac"), str(v, "backend"), str(v, "name"),
+               num(v, "rx-frames"), num(v, "rx-bytes") >> 10, num(v, "tx-frames"), num(v, "tx-bytes") >> 10);
+    json_array_foreach(json_object_get(vm, "jobs"), i, v)
+        printf("  %-24s %s%s%s\n", str(v, "id"), str(v, "status"), *str(v, "error") ? ": " : "", str(v, "error"));
+    if (json_object_get(vm, "protect"))
+        print_tree("protect", json_object_get(vm, "protect"));
+}
+
+static int print_json(json_t *j, struct rp_error *err)
+{
+    if (json_dumpf(j, stdout, JSON_INDENT(2)) < 0)
+        return rp_error_set(err, EIO, "standard output: the JSON could not be written");
+    putchar('\n');
+    return RP_EXIT_DONE;
+}
+
+static int status_all(bool json, struct rp_error *err)
+{
+    char **names = NULL;
+    unsigned n = 0;
+    int rc = rp_runtime_list(&names, &n, err);
+    if (rc < 0)
+        return rc;
+    json_t *list = json_array();
+    for (unsigned i = 0; i < n; i++) {
+        json_t *vm = NULL;
+        struct rp_error why = {0};
+        rc = collect(names[i], &vm, &why);
+        if (rc < 0 && why.exit == RP_EXIT_NO_VM)
+            continue;   /* a socket left by a VM that was killed */
+        if (rc < 0)
+            vm = json_pack("{s:s, s:s, s:s}", "name", names[i], "status", "unknown", "failure", why.text);
+        json_array_append_new(list, vm);
+    }
+    rp_runtime_list_free(names, n);
+    if (json) {
+        rc = print_json(list, err);
+    } else {
+        size_t i;
+        json_t *vm;
+        rc = RP_EXIT_DONE;
+        printf("%-20s %-14s %8s %6s %10s %10s\n", "NAME", "STATUS", "PID", "VCPUS", "MEMORY", "UPTIME");
+        json_array_foreach(list, i, vm)
+            printf("%-20s %-14s %8lld %6lld %6lld MiB %8lld s\n", str(vm, "name"), str(vm, "status"), num(vm, "pid"), num(vm, "vcpus"),
+                   num(vm, "memory-bytes") >> 20, num(vm, "uptime-ms") / 1000);
+    }
+    json_decref(list);
+    return rc;
+}
+
+static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands, struct rp_error *err)
+{
+    (void)v;
+    const struct status_opts *o = opts;
+    if (n == 0)
+        return status_all(o->json, err);
+    json_t *vm = NULL;
+    int rc = collect(operands[0], &vm, err);
+    if (rc < 0)
+        return rc;
+    if (o->json)
+        rc = print_json(vm, err);
+    else
+        print_one(vm);
+    json_decref(vm);
+    return rc;
+}
+
+const struct rp_verb rp_verb_status = {
+    .name = "status", .operands = "[NAME]", .max_operands = 1,
+    .summary = "Show a VM's state, or all VMs that run here.",
+    .groups = {RP_OPT_GROUP("Options", status_options)},
+    .opts_size = sizeof(struct status_opts),
+    .run = run,
+};
