@@ -10,6 +10,9 @@ GUEST_blkwriter := pci virtio
 GUEST_CFLAGS := -std=gnu17 -O2 -g $(WARN) $(WERROR) -ffreestanding -fno-pic -fno-pie -mcmodel=small -mno-red-zone \
                 -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none \
                 -fno-tree-loop-distribute-patterns -fno-strict-aliasing -I. -MMD -MP
+# What guests and host agree on, tested on the host.
+unit_SRCS += tests/unit/test_guest_pages.c
+
 GUEST_CC     := gcc
 GUEST_ELFS   := $(GUESTS:%=$(GUEST_BUILD)/%.elf)
 

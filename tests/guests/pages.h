@@ -47,21 +47,20 @@ static inline uint64_t rg_page_key(uint64_t seed, uint64_t index, uint64_t seq)
 	return rg_mix(rg_mix(rg_mix(seed + 1) ^ index) + seq * UINT64_C(0x9e3779b97f4a7c15));
 }
 
-static inline uint64_t rg_text_word(uint64_t random)
+/* Word `i`: pairs of words go together, as in a language. */
+static inline uint64_t rg_text_word(uint64_t random, unsigned i)
 {
-	static const char words[32][9] = {
+	static const char words[32][8] = {
 		"the page", " of the ", "epoch is", " written", " before ", "and then", " memory ", "standby ",
 		"primary ", "commits ", "a guest ", "in order", " to the ", "network ", "packets ", "release ",
 		"nothing ", "is lost ", "because ", "the host", " failed ", " returns", "checksum", " equals ",
 		"storage ", "archive ", " restore", "running ", "machine ", "virtual ", "counter ", "ledger. ",
 	};
-	const char *w = words[random & 31];
-	uint64_t v = 0;
+	uint64_t v;
 
-	for (unsigned i = 0; i < 8; i++)
-		v |= (uint64_t)(uint8_t)w[i] << (8u * i);
-	/* One word in four carries a number, as text in memory does. */
-	if ((random >> 5 & 3) == 0)
+	__builtin_memcpy(&v, words[(random + i % 2) & 31], sizeof(v)); /* little-endian, as everything here */
+	/* One pair in eight carries a number, as text in memory does. */
+	if ((random >> 5 & 7) == 0 && i % 2)
 		v = (v & UINT64_C(0xffffffff)) | (UINT64_C(0x30303030) + (random >> 8 & UINT64_C(0x07070707))) << 32;
 	return v;
 }
@@ -73,7 +72,7 @@ static inline uint64_t rg_content_word(uint32_t content, uint64_t key, unsigned 
 	case RG_CONTENT_RANDOM:
 		return rg_mix(key + (i + 1) * UINT64_C(0x9e3779b97f4a7c15));
 	case RG_CONTENT_TEXT:
-		return rg_text_word(rg_mix(key + i));
+		return rg_text_word(rg_mix(key + i / 2), i);
 	case RG_CONTENT_COUNTER:
 		return (key & UINT64_C(0xffffffff)) + i;
 	default:
