@@ -21,7 +21,10 @@
     X(9, LINK_EPOCH_END, "link-epoch-end")   /* … before the bytes with an epoch's end are sent */ \
     X(10, LINK_ACK_SEND, "link-ack-send")    /* the standby holds the epoch but cannot say so */ \
     X(11, LINK_ACK_RECV, "link-ack-recv")    /* the acknowledgement arrives and is lost */ \
-    X(12, LINK_HEARTBEAT, "link-heartbeat")  /* a heartbeat cannot be sent */
+    X(12, LINK_HEARTBEAT, "link-heartbeat")  /* a heartbeat cannot be sent */ \
+    X(17, LEASE_ACQUIRE, "lease-acquire")    /* the lease cannot be acquired */ \
+    X(18, LEASE_RENEW, "lease-renew")        /* … renewed */ \
+    X(19, LEASE_RELEASE, "lease-release")    /* … released */
 
 enum rp_fault_point {
 #define X(n, id, name) RP_FAULT_##id = n,

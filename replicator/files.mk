@@ -5,6 +5,10 @@ replicator_SRCS := \
 	replicator/encoder.c \
 	replicator/engine.c \
 	replicator/handshake.c \
+	replicator/lease.c \
+	replicator/lease_etcd.c \
+	replicator/lease_file.c \
+	replicator/lease_keeper.c \
 	replicator/link_recv.c \
 	replicator/link_sink.c \
 	replicator/policy.c \
