@@ -1,12 +1,38 @@
+# The machine: KVM, vCPUs, RAM, boot, chipset, state.
 vmm_SRCS := \
-	vmm/bounce.c \
+	vmm/acpi.c \
+	vmm/aml.c \
+	vmm/boot.c \
+	vmm/boot_bzimage.c \
+	vmm/boot_elf.c \
 	vmm/bus.c \
+	vmm/chardev.c \
+	vmm/chipset.c \
+	vmm/cpuid.c \
+	vmm/dirty.c \
+	vmm/guest_ram.c \
+	vmm/irq.c \
+	vmm/kvm.c \
+	vmm/loop.c \
+	vmm/machine.c \
+	vmm/machine_make.c \
+	vmm/machine_state.c \
+	vmm/power.c \
+	vmm/rtc.c \
+	vmm/serial.c \
+	vmm/source.c \
+	vmm/time.c \
+	vmm/vcpu.c \
+	vmm/vcpu_state.c \
+	vmm/pending.c \
+	vmm/vmgenid.c
+
+# PCI and virtio, and what they stand on.
+vmm_SRCS += \
+	vmm/bounce.c \
 	vmm/disk_nbd.c \
 	vmm/disk_raw.c \
 	vmm/gate.c \
-	vmm/guest_ram.c \
-	vmm/irq.c \
-	vmm/loop.c \
 	vmm/pci.c \
 	vmm/pci_msix.c \
 	vmm/virtio_blk.c \

@@ -13,6 +13,8 @@ struct rp_pci_bus {
     uint64_t next_bar;                      /* first free address of the window */
     struct rp_pci_dev bridge;
     uint32_t cf8;                           /* CONFIG_ADDRESS latch */
+    void (*reset_port)(void *ctx, uint8_t value);   /* 0xcf9; may be NULL */
+    void *reset_ctx;
 };
 
 /* The bridge's section: what the bus itself remembers. */
@@ -211,6 +213,10 @@ static void cf8(void *dev, uint64_t off, uint8_t *data, uint32_t len, bool write
     struct rp_pci_bus *bus = dev;
     uint32_t a = bus->cf8;
 
+    if (off == 1 && len == 1 && write && bus->reset_port) {    /* 0xcf9 lies in between, and is not PCI's */
+        bus->reset_port(bus->reset_ctx, data[0]);
+        return;
+    }
     if (off == 0 && len == 4) {
         if (write)
             bus->cf8 = rp_ld32(data) & 0x80fffffcu;
@@ -222,6 +228,12 @@ static void cf8(void *dev, uint64_t off, uint8_t *data, uint32_t len, bool write
         rp_pci_config(bus, (a >> 11) & 31, (a >> 8) & 7, (a & 0xfc) + (uint32_t)off - 4, data, len, write);
     else if (!write)
         memset(data, 0xff, len);
+}
+
+void rp_pci_bus_reset_port(struct rp_pci_bus *bus, void (*fn)(void *ctx, uint8_t value), void *ctx)
+{
+    bus->reset_port = fn;
+    bus->reset_ctx = ctx;
 }
 
 /* --- making a function --- */

@@ -74,6 +74,8 @@ struct rp_pci_dev {
 int rp_pci_bus_create(struct rp_bus *mmio, struct rp_bus *pio, struct rp_irqs *irqs, struct rp_pci_bus **out,
                       struct rp_error *err) RP_MUST_CHECK;
 void rp_pci_bus_destroy(struct rp_pci_bus *bus);        /* after its devices */
+/* Who takes a byte written to port 0xcf9 (reset control), which the configuration ports enclose. */
+void rp_pci_bus_reset_port(struct rp_pci_bus *bus, void (*fn)(void *ctx, uint8_t value), void *ctx);
 /* The host bridge and the CF8 latch as a device: section "pci-host", instance 0. */
 void rp_pci_bus_device(struct rp_pci_bus *bus, struct rp_device *out);
 extern const struct rp_state_table rp_pci_host_table;

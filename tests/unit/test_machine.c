@@ -1,0 +1,157 @@
+/* A machine with a native guest: it starts, pauses, resumes, is cut and entered again. */
+#include "tests/unit/native.h"
+
+static struct rp_machine *boot(const char *guest, const char *cmdline, unsigned vcpus, uint64_t mib)
+{
+    struct rp_machine_config cfg = native_config(guest, cmdline, vcpus, mib);
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    wait_running(m);
+    return m;
+}
+
+static uint64_t beats(struct rp_machine *m, unsigned vcpu)
+{
+    return __atomic_load_n(&guest_vcpu(m, vcpu)->heartbeat, __ATOMIC_ACQUIRE);
+}
+
+static void wait_beats(struct rp_machine *m, unsigned vcpu, uint64_t more)
+{
+    uint64_t start = beats(m, vcpu), until = rp_clock_ns() + 10000000000u;
+
+    while (beats(m, vcpu) < start + more) {
+        cr_assert(rp_clock_ns() < until, "vcpu %u stands at heartbeat %lu: %s", vcpu, beats(m, vcpu), rp_machine_failure(m));
+        usleep(500);
+    }
+}
+
+Test(machine, runs_pauses_resumes)
+{
+    struct rp_machine *m;
+    struct rp_error err = {0};
+    uint64_t n;
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 64);
+    wait_beats(m, 0, 5);
+    cr_assert_eq(rp_machine_pause(m, &err), 0, "%s", err.text);
+    n = beats(m, 0);
+    usleep(20000);
+    cr_assert_eq(beats(m, 0), n, "a paused guest goes on");
+    cr_assert_eq(rp_machine_resume(m, &err), 0, "%s", err.text);
+    wait_beats(m, 0, 5);
+    rp_machine_quit(m);
+    cr_assert_eq(rp_machine_state(m), RP_VM_SHUTDOWN);
+    rp_machine_destroy(m);
+}
+
+Test(machine, guest_ends_itself)
+{
+    struct rp_machine_config cfg = native_config("idle", "run=20ms end=off", 1, 64);
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+    uint64_t until = rp_clock_ns() + 10000000000u;
+
+    need_kvm("idle");
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    while (rp_machine_state(m) == RP_VM_RUNNING && rp_clock_ns() < until)
+        usleep(1000);
+    cr_assert_eq(rp_machine_state(m), RP_VM_SHUTDOWN, "%s", rp_machine_failure(m));
+    rp_machine_destroy(m);
+}
+
+Test(machine, resets)
+{
+    struct rp_machine *m;
+    struct rp_error err = {0};
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 64);
+    wait_beats(m, 0, 5);
+    for (int i = 0; i < 3; i++) {
+        cr_assert_eq(rp_machine_reset(m, &err), 0, "%s", err.text);
+        wait_running(m);
+        wait_beats(m, 0, 5);
+    }
+    rp_machine_destroy(m);
+}
+
+static void same_ram(const struct rp_ram_view *a, const struct rp_ram_view *b, uint64_t epoch)
+{
+    for (uint64_t gfn = 0; gfn < a->gfn_end; gfn++) {
+        const uint8_t *p, *q;
+        if (!rp_ram_contains(a, gfn, 1))
+            continue;
+        p = rp_ram_page(a, gfn);
+        q = rp_ram_page(b, gfn);
+        for (unsigned i = 0; memcmp(p, q, RP_PAGE_SIZE) != 0 && i < RP_PAGE_SIZE; i++)
+            cr_assert_eq(p[i], q[i], "epoch %lu: RAM differs at 0x%lx: %02x, entered %02x", epoch, gfn * RP_PAGE_SIZE + i, p[i], q[i]);
+    }
+}
+
+/* Cuts `from`, makes a new machine from it and checks that its RAM is the same; ends `from`. */
+static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
+{
+    struct rp_source *src = rp_machine_source(from);
+    struct rp_sections sections = {0};
+    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true};
+    struct rp_epoch_trailer t = {.number = epoch};
+    struct rp_pageset dirty;
+    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = epoch};
+    struct rp_machine *to = NULL;
+    struct rp_error err = {0};
+    const struct rp_ram_view *a = &rp_machine_ram(from)->view, *b;
+
+    cr_assert_eq(rp_pageset_init(&dirty, a->gfn_end), 0);
+    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
+    b = &rp_machine_ram(to)->view;
+    for (uint32_t i = 0; i < a->nregions; i++)
+        memcpy(rp_ram_page(b, a->regions[i].gfn), rp_ram_page(a, a->regions[i].gfn), a->regions[i].pages << RP_PAGE_SHIFT);
+    cr_assert_eq(rp_machine_enter(to, &sections, &t, false, &err), 0, "%s", err.text);
+    same_ram(a, b, epoch);
+    rp_machine_destroy(from);
+    rp_sections_fini(&sections);
+    rp_pageset_fini(&dirty);
+    cr_assert_eq(rp_machine_resume(to, &err), 0, "%s", err.text);
+    return to;
+}
+
+static void cycles(const char *guest, const char *cmdline, unsigned vcpus, int n)
+{
+    struct rp_machine *m = boot(guest, cmdline, vcpus, 64);
+
+    for (int i = 1; i <= n; i++) {
+        for (unsigned v = 0; v < vcpus; v++)
+            wait_beats(m, v, 2);
+        m = reenter(m, (uint64_t)i);
+    }
+    for (unsigned v = 0; v < vcpus; v++)
+        wait_beats(m, v, 2);
+    rp_machine_destroy(m);
+}
+
+static int count(int brief)
+{
+    const char *s = getenv("RP_LONG");
+
+    return s ? 200 : brief;
+}
+
+Test(machine, is_cut_and_entered_again, .timeout = 300)
+{
+    need_kvm("dirtier");
+    cycles("dirtier", "ws=16M rate=20000", 1, count(10));
+}
+
+Test(machine, is_cut_and_entered_again_smp, .timeout = 300)
+{
+    need_kvm("dirtier");
+    cycles("dirtier", "ws=16M rate=20000 smp=2", 2, count(10));
+}

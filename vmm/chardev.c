@@ -1,0 +1,305 @@
+/* Console back ends; see chardev.h. */
+#include "vmm/chardev.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define OUT_BYTES (256u << 10)
+#define IN_BYTES 4096u
+#define ESCAPE 0x01     /* Ctrl-A */
+
+struct rp_chardev {
+    enum rp_serial_kind kind;
+    struct rp_loop *loop;
+    rp_chardev_input_fn *input;
+    void *ctx;
+    int in, out, listener;      /* -1: none; in == out for a socket */
+    bool pollable;              /* out can be watched (not a regular file) */
+    bool watching_in, watching_out;
+    bool tty, escaped;
+    struct termios old;
+    int old_flags_in, old_flags_out;
+    char path[sizeof ((struct sockaddr_un *)0)->sun_path];
+    uint64_t dropped;
+    size_t head, len;           /* of out_buf */
+    size_t in_len;
+    uint8_t in_buf[IN_BYTES];
+    uint8_t out_buf[OUT_BYTES];
+};
+
+static void ready(void *ctx, uint32_t events);
+
+/* One descriptor may be watched once: events for in and out are combined when they are the same. */
+static void watch(struct rp_chardev *c)
+{
+    bool want_in = c->in >= 0 && c->in_len < IN_BYTES, want_out = c->out >= 0 && c->len > 0 && c->pollable;
+
+    if (c->in >= 0 && c->in == c->out) {
+        uint32_t ev = (want_in ? EPOLLIN : 0u) | (want_out ? EPOLLOUT : 0u);
+        if (!c->watching_in)
+            c->watching_in = rp_loop_add(c->loop, c->in, ev, ready, c) == 0;
+        else
+            (void)!rp_loop_modify(c->loop, c->in, ev);
+        return;
+    }
+    if (c->in >= 0) {
+        if (!c->watching_in && want_in)
+            c->watching_in = rp_loop_add(c->loop, c->in, EPOLLIN, ready, c) == 0;
+        else if (c->watching_in)
+            (void)!rp_loop_modify(c->loop, c->in, want_in ? EPOLLIN : 0u);
+    }
+    if (want_out && !c->watching_out) {
+        c->watching_out = rp_loop_add(c->loop, c->out, EPOLLOUT, ready, c) == 0;
+    } else if (!want_out && c->watching_out) {
+        rp_loop_remove(c->loop, c->out);
+        c->watching_out = false;
+    }
+}
+
+static void hang_up(struct rp_chardev *c)
+{
+    if (c->watching_in)
+        rp_loop_remove(c->loop, c->in);
+    if (c->watching_out)
+        rp_loop_remove(c->loop, c->out);
+    c->watching_in = c->watching_out = false;
+    if (c->kind == RP_SERIAL_UNIX && c->in >= 0)
+        close(c->in);
+    c->in = -1;
+    if (c->kind == RP_SERIAL_UNIX)
+        c->out = -1;
+}
+
+static void flush(struct rp_chardev *c)
+{
+    while (c->len > 0 && c->out >= 0) {
+        size_t run = OUT_BYTES - c->head < c->len ? OUT_BYTES - c->head : c->len;
+        ssize_t n = c->kind == RP_SERIAL_UNIX ? send(c->out, c->out_buf + c->head, run, MSG_NOSIGNAL | MSG_DONTWAIT)
+                                              : write(c->out, c->out_buf + c->head, run);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n <= 0) {       /* disk full, pipe closed: the text is lost, the VM goes on */
+            c->dropped += c->len;
+            c->len = 0;
+            break;
+        }
+        c->head = (c->head + (size_t)n) % OUT_BYTES;
+        c->len -= (size_t)n;
+    }
+    watch(c);
+}
+
+static void offer(struct rp_chardev *c)
+{
+    size_t n = c->in_len ? c->input(c->ctx, c->in_buf, c->in_len) : 0;
+
+    memmove(c->in_buf, c->in_buf + n, c->in_len - n);
+    c->in_len -= n;
+}
+
+/* Ctrl-A x ends the process, Ctrl-A Ctrl-A is one Ctrl-A. Returns how many bytes are the guest's. */
+static size_t escape(struct rp_chardev *c, uint8_t *p, size_t n)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (c->escaped) {
+            c->escaped = false;
+            if (p[i] == 'x')
+                kill(getpid(), SIGTERM);
+            else if (p[i] == ESCAPE)
+                p[kept++] = p[i];
+        } else if (p[i] == ESCAPE) {
+            c->escaped = true;
+        } else {
+            p[kept++] = p[i];
+        }
+    }
+    return kept;
+}
+
+static void receive(struct rp_chardev *c)
+{
+    ssize_t n = read(c->in, c->in_buf + c->in_len, IN_BYTES - c->in_len);
+
+    if (n > 0) {
+        if (c->tty)
+            n = (ssize_t)escape(c, c->in_buf + c->in_len, (size_t)n);
+        c->in_len += (size_t)n;
+        offer(c);
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        hang_up(c);
+    }
+}
+
+static void ready(void *ctx, uint32_t events)
+{
+    struct rp_chardev *c = ctx;
+
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && c->in >= 0 && c->in_len < IN_BYTES)
+        receive(c);
+    flush(c);
+}
+
+static void client(void *ctx, uint32_t events)
+{
+    struct rp_chardev *c = ctx;
+    int fd = accept4(c->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    (void)events;
+    if (fd < 0)
+        return;
+    hang_up(c);     /* the newest client has the console */
+    c->in = c->out = fd;
+    flush(c);
+}
+
+static int fail(const char *what, const char *path, int e, struct rp_error *err)
+{
+    return rp_error_exit(err, RP_EXIT_USAGE, e, "%s %s: %s", what, path, strerror(e));
+}
+
+static int open_unix(struct rp_chardev *c, const char *path, const char *what, struct rp_error *err)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+
+    if (strlen(path) >= sizeof a.sun_path)
+        return fail(what, path, ENAMETOOLONG, err);
+    memcpy(a.sun_path, path, strlen(path) + 1);
+    c->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (c->listener < 0)
+        return fail(what, path, errno, err);
+    if (bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0) {
+        /* A socket that nobody listens on is a dead process's: take it over. */
+        int probe = errno == EADDRINUSE ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+        bool dead = probe >= 0 && connect(probe, (const struct sockaddr *)&a, sizeof a) != 0 && errno == ECONNREFUSED;
+        if (probe >= 0)
+            close(probe);
+        if (!dead || unlink(path) != 0 || bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
+            return fail(what, path, EADDRINUSE, err);
+    }
+    memcpy(c->path, a.sun_path, sizeof c->path);
+    if (listen(c->listener, 1) != 0)
+        return fail(what, path, errno, err);
+    return rp_loop_add(c->loop, c->listener, EPOLLIN, client, c);
+}
+
+static void open_stdio(struct rp_chardev *c)
+{
+    struct termios raw;
+    struct stat st;
+
+    c->in = STDIN_FILENO;
+    c->out = STDOUT_FILENO;
+    c->old_flags_in = fcntl(c->in, F_GETFL);
+    c->old_flags_out = fcntl(c->out, F_GETFL);
+    c->pollable = fstat(c->out, &st) == 0 && !S_ISREG(st.st_mode);
+    if (isatty(c->in) && tcgetattr(c->in, &c->old) == 0) {
+        c->tty = true;
+        raw = c->old;
+        cfmakeraw(&raw);
+        raw.c_oflag |= OPOST;
+        (void)tcsetattr(c->in, TCSANOW, &raw);
+    }
+    if (fstat(c->in, &st) != 0 || S_ISREG(st.st_mode) || (S_ISCHR(st.st_mode) && !c->tty))
+        c->in = -1;         /* epoll cannot watch files; /dev/null has nothing to say */
+    (void)fcntl(c->out, F_SETFL, c->old_flags_out | O_NONBLOCK);
+}
+
+int rp_chardev_create(const struct rp_chardev_config *cfg, const char *what, struct rp_loop *loop, rp_chardev_input_fn *input,
+                      void *ctx, struct rp_chardev **out, struct rp_error *err)
+{
+    struct rp_chardev *c = calloc(1, sizeof *c);
+    int rc = 0;
+
+    if (!c)
+        return rp_error_set(err, ENOMEM, "%s: out of memory", what);
+    c->kind = cfg->kind;
+    c->loop = loop;
+    c->input = input;
+    c->ctx = ctx;
+    c->in = c->out = c->listener = -1;
+    switch (cfg->kind) {
+    case RP_SERIAL_STDIO:
+        open_stdio(c);
+        break;
+    case RP_SERIAL_FILE:
+        c->out = open(cfg->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0644);
+        rc = c->out < 0 ? fail(what, cfg->path, errno, err) : 0;
+        break;
+    case RP_SERIAL_UNIX:
+        c->pollable = true;
+        rc = open_unix(c, cfg->path, what, err);
+        break;
+    case RP_SERIAL_NULL:
+    default:
+        break;
+    }
+    if (rc < 0) {
+        rp_chardev_destroy(c);
+        return rc;
+    }
+    watch(c);
+    *out = c;
+    return 0;
+}
+
+void rp_chardev_destroy(struct rp_chardev *c)
+{
+    if (!c)
+        return;
+    flush(c);
+    if (c->kind == RP_SERIAL_STDIO && c->out >= 0)
+        (void)fcntl(c->out, F_SETFL, c->old_flags_out);
+    if (c->tty)
+        (void)tcsetattr(STDIN_FILENO, TCSANOW, &c->old);
+    hang_up(c);
+    if (c->listener >= 0) {
+        rp_loop_remove(c->loop, c->listener);
+        close(c->listener);
+        if (c->path[0])
+            unlink(c->path);
+    }
+    if (c->kind == RP_SERIAL_FILE && c->out >= 0)
+        close(c->out);
+    free(c);
+}
+
+void rp_chardev_write(struct rp_chardev *c, const void *bytes, size_t len)
+{
+    const uint8_t *p = bytes;
+
+    if (c->kind == RP_SERIAL_NULL)
+        return;
+    for (; len > 0 && c->len < OUT_BYTES; len--, c->len++)
+        c->out_buf[(c->head + c->len) % OUT_BYTES] = *p++;
+    c->dropped += len;
+    if (c->out >= 0)
+        flush(c);
+}
+
+void rp_chardev_more(struct rp_chardev *c)
+{
+    bool was_full = c->in_len == IN_BYTES;
+
+    offer(c);
+    if (was_full)
+        watch(c);
+}
+
+uint64_t rp_chardev_dropped(const struct rp_chardev *c)
+{
+    return c->dropped;
+}

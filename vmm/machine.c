@@ -1,0 +1,405 @@
+/* The machine's life: start, pause, resume, reset, end; see machine.h. Making one is machine_make.c's. */
+#include "vmm/machine_internal.h"
+
+#include "vmm/devices.h"
+#include "vmm/power.h"
+#include "vmm/vcpu_state.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static void set_state(struct rp_machine *m, enum rp_run_state state)
+{
+    /* Pairs with rp_machine_state: `failure` is written before. */
+    atomic_store_explicit(&m->state, (int)state, memory_order_release);
+}
+
+static bool ended(const struct rp_machine *m)
+{
+    int s = atomic_load(&m->state);
+
+    return s == RP_VM_SHUTDOWN || s == RP_VM_FAILED;
+}
+
+/* --- standing still and running; control held --- */
+
+void rp_machine_stand_still(struct rp_machine *m, bool save)
+{
+    rp_vcpus_hold(m->vcpus, save);
+    if (!m->running)
+        return;
+    m->running = false;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->ndevices; i++)
+        if (m->devices[i].ops->stop)
+            m->devices[i].ops->stop(m->devices[i].dev);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* Tells the guest's watchdogs that it was stopped: they restart their clocks instead of crying lockup. */
+static void excuse_pause(struct rp_machine *m)
+{
+    for (unsigned i = 0; i < m->vcpus->n; i++)
+        (void)ioctl(m->vcpus->v[i].fd, KVM_KVMCLOCK_CTRL, 0);  /* -EINVAL: this guest has no kvmclock */
+}
+
+void rp_machine_run(struct rp_machine *m)
+{
+    if (m->running || m->cut || atomic_load(&m->state) != RP_VM_RUNNING)
+        return;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->ndevices; i++)
+        if (m->devices[i].ops->start)
+            m->devices[i].ops->start(m->devices[i].dev);
+    pthread_mutex_unlock(&m->lock);
+    m->running = true;
+    rp_vcpus_go(m->vcpus);
+}
+
+static void end_machine(struct rp_machine *m, enum rp_run_state how)
+{
+    uint64_t one = 1;
+
+    if (ended(m))
+        return;
+    if (m->started)
+        rp_machine_stand_still(m, false);
+    set_state(m, how);
+    (void)!write(m->end_fd, &one, sizeof one);
+}
+
+/* --- what the guest asks for --- */
+
+void rp_machine_ask(struct rp_machine *m, unsigned what)
+{
+    uint64_t one = 1;
+
+    atomic_fetch_or(&m->asks, what);
+    (void)!write(m->ask_fd, &one, sizeof one);
+}
+
+static void serve_asks(struct rp_machine *m, unsigned asks)
+{
+    struct rp_error err = {0};
+
+    if (asks & RP_ASK_FAILED) {
+        pthread_mutex_lock(&m->control);
+        if (!ended(m)) {
+            pthread_mutex_lock(&m->lock);
+            memcpy(m->failure, m->ask_text, sizeof m->failure);
+            pthread_mutex_unlock(&m->lock);
+            rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%.120s\"}", m->failure);
+            end_machine(m, RP_VM_FAILED);
+        }
+        pthread_mutex_unlock(&m->control);
+    } else if (asks & RP_ASK_OFF) {
+        pthread_mutex_lock(&m->control);
+        rp_events_emit(m->events, m->newest_epoch, "SHUTDOWN", "{\"guest\":true,\"reason\":\"guest-shutdown\"}");
+        end_machine(m, RP_VM_SHUTDOWN);
+        pthread_mutex_unlock(&m->control);
+    } else if (asks & RP_ASK_RESET) {
+        if (rp_machine_reset(m, &err) < 0) {
+            pthread_mutex_lock(&m->control);
+            snprintf(m->failure, sizeof m->failure, "reset: %.180s", err.text);
+            rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%.120s\"}", m->failure);
+            end_machine(m, RP_VM_FAILED);
+            pthread_mutex_unlock(&m->control);
+        }
+    }
+}
+
+static void *asker_main(void *arg)
+{
+    struct rp_machine *m = arg;
+    uint64_t n;
+
+    pthread_setname_np(pthread_self(), "guest requests");
+    for (;;) {
+        unsigned asks;
+        if (read(m->ask_fd, &n, sizeof n) != sizeof n)
+            continue;
+        asks = atomic_exchange(&m->asks, 0);
+        if (asks & RP_ASK_STOP)
+            return NULL;
+        serve_asks(m, asks);
+    }
+}
+
+static int start_asker(struct rp_machine *m, struct rp_error *err)
+{
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&m->asker, NULL, asker_main, m);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    m->asker_started = rc == 0;
+    return rc ? rp_error_set(err, rc, "machine: cannot start a thread") : 0;
+}
+
+/* --- the control thread's calls --- */
+
+/* Threads up, everything still. Control held. */
+static int bring_up(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    if (m->started)
+        return 0;
+    if (!m->asker_started)
+        rc = start_asker(m, err);
+    if (rc == 0)
+        rc = rp_loop_start(m->loop, err);
+    if (rc == 0)
+        rc = rp_vcpus_start(m->vcpus, err);
+    m->started = rc == 0;
+    return rc;
+}
+
+int rp_machine_start(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&m->control);
+    if (atomic_load(&m->state) != RP_VM_CREATED)
+        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has been started already");
+    if (rc == 0)
+        rc = bring_up(m, err);
+    if (rc == 0) {
+        set_state(m, RP_VM_RUNNING);
+        rp_machine_run(m);
+    }
+    pthread_mutex_unlock(&m->control);
+    return rc;
+}
+
+int rp_machine_pause(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&m->control);
+    if (ended(m)) {
+        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
+    } else if (atomic_load(&m->state) == RP_VM_RUNNING) {
+        rp_machine_stand_still(m, false);
+        set_state(m, RP_VM_PAUSED);
+        rp_events_emit(m->events, m->newest_epoch, "STOP", "{}");
+    }
+    pthread_mutex_unlock(&m->control);
+    return rc;
+}
+
+int rp_machine_resume(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&m->control);
+    if (ended(m)) {
+        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
+    } else if (atomic_load(&m->state) != RP_VM_RUNNING) {
+        rc = bring_up(m, err);
+        if (rc == 0) {
+            excuse_pause(m);
+            set_state(m, RP_VM_RUNNING);
+            rp_machine_run(m);
+            rp_events_emit(m->events, m->newest_epoch, "RESUME", "{}");
+        }
+    }
+    pthread_mutex_unlock(&m->control);
+    return rc;
+}
+
+void rp_machine_powerdown(struct rp_machine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    rp_power_button(m->power);
+    pthread_mutex_unlock(&m->lock);
+    rp_events_emit(m->events, m->newest_epoch, "POWERDOWN", "{}");
+}
+
+/* Control and machine lock held, vCPUs still. */
+static int reset_everything(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; i < m->ndevices; i++)
+        if (m->devices[i].ops->reset)
+            m->devices[i].ops->reset(m->devices[i].dev);
+    for (unsigned i = 0; i < m->vcpus->n && rc == 0; i++)
+        rc = rp_vcpu_load(&m->vcpus->v[i], &m->initial[i], m->initial[i].tsc, err);
+    return rc < 0 ? rc : rp_machine_boot(m, err);
+}
+
+int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&m->control);
+    while (m->cut)
+        pthread_cond_wait(&m->uncut, &m->control);
+    if (ended(m)) {
+        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
+    } else if (!m->cfg.kernel) {
+        rc = rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "no kernel was given to this process: it can go on, but not start anew");
+    } else {
+        if (m->started)
+            rp_machine_stand_still(m, false);
+        pthread_mutex_lock(&m->lock);
+        rc = reset_everything(m, err);
+        pthread_mutex_unlock(&m->lock);
+        rp_vcpus_revive(m->vcpus);
+        rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"ok\":%s}", rc == 0 ? "true" : "false");
+        if (rc == 0 && m->started)
+            rp_machine_run(m);
+    }
+    pthread_mutex_unlock(&m->control);
+    return rc;
+}
+
+void rp_machine_quit(struct rp_machine *m)
+{
+    pthread_mutex_lock(&m->control);
+    if (!ended(m))
+        rp_events_emit(m->events, m->newest_epoch, "SHUTDOWN", "{\"guest\":false,\"reason\":\"host-qmp-quit\"}");
+    end_machine(m, RP_VM_SHUTDOWN);
+    pthread_mutex_unlock(&m->control);
+}
+
+enum rp_run_state rp_machine_state(const struct rp_machine *m)
+{
+    return (enum rp_run_state)atomic_load_explicit(&m->state, memory_order_acquire);
+}
+
+const char *rp_machine_failure(const struct rp_machine *m)
+{
+    return rp_machine_state(m) == RP_VM_FAILED ? m->failure : "";
+}
+
+int rp_machine_end_fd(const struct rp_machine *m)
+{
+    return m->end_fd;
+}
+
+static void drain(struct rp_machine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->ndevices; i++)
+        if (m->devices[i].ops->drain)
+            (void)m->devices[i].ops->drain(m->devices[i].dev, NULL);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* Everything that runs stops, in the reverse of bring_up. */
+static void bring_down(struct rp_machine *m)
+{
+    if (m->asker_started) {
+        rp_machine_ask(m, RP_ASK_STOP);
+        pthread_join(m->asker, NULL);
+    }
+    if (m->vcpus)
+        rp_vcpus_hold(m->vcpus, false);
+    if (m->loop)
+        rp_loop_stop(m->loop);
+    drain(m);
+}
+
+static void free_config(struct rp_machine_config *c)
+{
+    union { const char *in; char *out; } s;     /* the copies are ours; the config's type is its caller's */
+#define FREE(x) do { s.in = (x); free(s.out); } while (0)
+    FREE(c->kernel);
+    FREE(c->initrd);
+    FREE(c->cmdline);
+    FREE(c->serial.path);
+    FREE(c->console.path);
+    for (unsigned i = 0; i < c->ndisks; i++)
+        FREE(c->disks[i].path);
+    for (unsigned i = 0; i < c->nnics; i++)
+        FREE(c->nics[i].name);
+#undef FREE
+}
+
+void rp_machine_destroy(struct rp_machine *m)
+{
+    if (!m)
+        return;
+    bring_down(m);
+    while (m->ndevices > 0) {
+        struct rp_device *d = &m->devices[--m->ndevices];
+        if (d->ops->destroy)
+            d->ops->destroy(d->dev);
+    }
+    rp_pci_bus_destroy(m->pci);
+    rp_gate_destroy(m->gate);
+    rp_dirty_destroy(m->dirty);
+    rp_vcpus_destroy(m->vcpus);
+    rp_irqs_destroy(m->irqs);
+    rp_loop_destroy(m->loop);
+    free(m->initial);
+    if (m->vmfd >= 0)
+        close(m->vmfd);
+    if (m->kvmfd >= 0)
+        close(m->kvmfd);
+    if (m->ask_fd >= 0)
+        close(m->ask_fd);
+    if (m->end_fd >= 0)
+        close(m->end_fd);
+    if (m->ram) {
+        rp_guest_ram_fini(m->ram);
+        free(m->ram);
+    }
+    free_config(&m->cfg);
+    pthread_cond_destroy(&m->uncut);
+    pthread_mutex_destroy(&m->control);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+/* --- what QMP and status ask --- */
+
+struct rp_guest_ram *rp_machine_ram(struct rp_machine *m)
+{
+    return m->ram;
+}
+
+const struct rp_machine_config *rp_machine_cfg(const struct rp_machine *m)
+{
+    return &m->cfg;
+}
+
+unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsigned max)
+{
+    unsigned n = m->vcpus->n < max ? m->vcpus->n : max;
+
+    for (unsigned i = 0; i < n; i++)
+        out[i] = (struct rp_vcpu_info){.index = i, .thread_id = atomic_load(&m->vcpus->v[i].tid)};
+    return n;
+}
+
+unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max)
+{
+    unsigned n = m->cfg.ndisks < max ? m->cfg.ndisks : max;
+
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < n; i++)
+        rp_virtio_blk_info(&m->devices[m->disk_at[i]], &out[i]);
+    pthread_mutex_unlock(&m->lock);
+    return n;
+}
+
+unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned max)
+{
+    unsigned n = m->cfg.nnics < max ? m->cfg.nnics : max;
+
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < n; i++)
+        rp_virtio_net_info(&m->devices[m->nic_at[i]], &out[i]);
+    pthread_mutex_unlock(&m->lock);
+    return n;
+}

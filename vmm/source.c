@@ -1,0 +1,128 @@
+/* The machine as a source of epochs (core/source.h). Calls come from the engine's thread. */
+#include "vmm/machine_internal.h"
+
+#include "core/clock.h"
+#include "core/fault.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+static struct rp_machine *machine_of(struct rp_source *s)
+{
+    return (struct rp_machine *)((char *)s - offsetof(struct rp_machine, source));
+}
+
+static int describe(struct rp_source *s, struct rp_source_info *out, struct rp_error *err)
+{
+    struct rp_machine *m = machine_of(s);
+
+    (void)err;
+    memset(out, 0, sizeof *out);
+    memcpy(out->vm_id, m->st.vm_id, sizeof out->vm_id);
+    memcpy(out->name, m->cfg.name, sizeof out->name);
+    out->ram = m->ram->view;
+    return 0;
+}
+
+static int track_start(struct rp_source *s, bool all, struct rp_error *err)
+{
+    return rp_dirty_start(machine_of(s)->dirty, all, err);
+}
+
+static void track_stop(struct rp_source *s)
+{
+    rp_dirty_stop(machine_of(s)->dirty);
+}
+
+static int harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err)
+{
+    return rp_dirty_harvest(machine_of(s)->dirty, dirty, err);
+}
+
+static void uncut(struct rp_machine *m)
+{
+    m->cut = false;
+    pthread_cond_broadcast(&m->uncut);
+    rp_machine_run(m);
+}
+
+static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
+{
+    struct rp_machine *m = machine_of(s);
+    int rc = 0;
+
+    if (rp_fault(RP_FAULT_CUT))
+        return rp_error_set(err, EIO, "fault point cut");
+    pthread_mutex_lock(&m->control);
+    if (m->cut || rp_machine_state(m) == RP_VM_SHUTDOWN || rp_machine_state(m) == RP_VM_FAILED) {
+        pthread_mutex_unlock(&m->control);
+        return rp_error_exit(err, RP_EXIT_REFUSED, ESHUTDOWN, "the VM %s", m->cut ? "is being cut already" : "has ended");
+    }
+    m->cut = true;
+    c->pause_start_ns = rp_clock_ns();
+    rp_machine_stand_still(m, true);
+    pthread_mutex_lock(&m->lock);
+    c->wall_ns = rp_wall_ns();
+    rc = rp_machine_save(m, c->sections, &c->guest_ns, err);
+    if (rc == 0)
+        rc = rp_dirty_harvest(m->dirty, c->dirty, err);
+    if (rc == 0)
+        rp_gate_cut(m->gate, c->epoch);
+    pthread_mutex_unlock(&m->lock);
+    if (rc == 0)
+        m->newest_epoch = c->epoch;
+    else
+        uncut(m);
+    pthread_mutex_unlock(&m->control);
+    return rc;
+}
+
+static int resume(struct rp_source *s, struct rp_error *err)
+{
+    struct rp_machine *m = machine_of(s);
+
+    (void)err;
+    pthread_mutex_lock(&m->control);
+    if (m->cut)
+        uncut(m);
+    pthread_mutex_unlock(&m->control);
+    return 0;
+}
+
+static void release(struct rp_source *s, uint64_t epoch)
+{
+    rp_gate_release(machine_of(s)->gate, epoch);
+}
+
+static void gate(struct rp_source *s, bool hold)
+{
+    rp_gate_hold(machine_of(s)->gate, hold);
+}
+
+static int output_fd(struct rp_source *s)
+{
+    return rp_gate_fd(machine_of(s)->gate);
+}
+
+static void throttle(struct rp_source *s, unsigned percent)
+{
+    struct rp_machine *m = machine_of(s);
+
+    pthread_mutex_lock(&m->control);
+    (void)!rp_vcpus_throttle(m->vcpus, percent, NULL);
+    pthread_mutex_unlock(&m->control);
+}
+
+static const struct rp_source_ops ops = {
+    .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
+    .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle};
+
+void rp_machine_source_init(struct rp_machine *m)
+{
+    m->source.ops = &ops;
+}
+
+struct rp_source *rp_machine_source(struct rp_machine *m)
+{
+    return &m->source;
+}

@@ -1,0 +1,442 @@
+/* vCPU threads; see vcpu.h. */
+#include "vmm/vcpu.h"
+
+#include "core/clock.h"
+#include "vmm/vcpu_state.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define KICK_SIGNAL SIGRTMIN
+#define THROTTLE_PERIOD_NS 10000000u
+
+static void kick_handler(int sig)
+{
+    (void)sig;      /* its arrival is all that is wanted: KVM_RUN returns -EINTR */
+}
+
+static void set_immediate_exit(struct rp_vcpu *v, uint8_t on)
+{
+    /* Read by the kernel on KVM_RUN's entry; a kick that finds the thread on its way in is not lost. */
+    __atomic_store_n(&v->run->immediate_exit, on, __ATOMIC_SEQ_CST);
+}
+
+/* --- exits --- */
+
+static void serve_io(struct rp_vcpu *v)
+{
+    struct kvm_run *r = v->run;
+    uint8_t *data = (uint8_t *)r + r->io.data_offset;
+
+    pthread_mutex_lock(v->gang->cfg.lock);
+    for (uint32_t i = 0; i < r->io.count; i++, data += r->io.size)
+        rp_bus_access(v->gang->cfg.pio, r->io.port, data, r->io.size, r->io.direction == KVM_EXIT_IO_OUT);
+    pthread_mutex_unlock(v->gang->cfg.lock);
+}
+
+static void serve_mmio(struct rp_vcpu *v)
+{
+    struct kvm_run *r = v->run;
+
+    pthread_mutex_lock(v->gang->cfg.lock);
+    rp_bus_access(v->gang->cfg.mmio, r->mmio.phys_addr, r->mmio.data, r->mmio.len, r->mmio.is_write);
+    pthread_mutex_unlock(v->gang->cfg.lock);
+}
+
+static void end(struct rp_vcpu *v)
+{
+    pthread_mutex_lock(&v->gang->lock);
+    v->ended = true;
+    pthread_mutex_unlock(&v->gang->lock);
+}
+
+static void fail(struct rp_vcpu *v, const char *what)
+{
+    struct kvm_regs regs = {0};
+    char text[160];
+
+    (void)ioctl(v->fd, KVM_GET_REGS, &regs);
+    snprintf(text, sizeof text, "vcpu %u at rip 0x%" PRIx64 ": %s", v->index, (uint64_t)regs.rip, what);
+    end(v);
+    v->gang->cfg.ops.failed(v->gang->cfg.ops.ctx, v->index, text);
+}
+
+static void fail_internal(struct rp_vcpu *v)
+{
+    char text[96];
+
+    if (v->run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION)
+        snprintf(text, sizeof text, "KVM cannot emulate the instruction");
+    else
+        snprintf(text, sizeof text, "KVM internal error %u", v->run->internal.suberror);
+    fail(v, text);
+}
+
+/* Serves one exit. False: this vCPU does not go on (now). */
+static bool serve(struct rp_vcpu *v)
+{
+    char text[96];
+
+    switch (v->run->exit_reason) {
+    case KVM_EXIT_IO:
+        serve_io(v);
+        return true;
+    case KVM_EXIT_MMIO:
+        serve_mmio(v);
+        return true;
+    case KVM_EXIT_INTR:
+    case KVM_EXIT_IRQ_WINDOW_OPEN:
+        return true;
+    case KVM_EXIT_DIRTY_RING_FULL:
+        v->gang->cfg.ops.ring_full(v->gang->cfg.ops.ctx, v->index);
+        return true;
+    case KVM_EXIT_SHUTDOWN:
+        end(v);
+        v->gang->cfg.ops.shutdown(v->gang->cfg.ops.ctx, v->index);
+        return false;
+    case KVM_EXIT_INTERNAL_ERROR:
+        fail_internal(v);
+        return false;
+    case KVM_EXIT_FAIL_ENTRY:
+        snprintf(text, sizeof text, "KVM cannot enter the guest (hardware reason 0x%" PRIx64 ")",
+                 (uint64_t)v->run->fail_entry.hardware_entry_failure_reason);
+        fail(v, text);
+        return false;
+    default:
+        snprintf(text, sizeof text, "KVM exit reason %u is not served", v->run->exit_reason);
+        fail(v, text);
+        return false;
+    }
+}
+
+/* Until it is kicked or ended. */
+static void run_guest(struct rp_vcpu *v)
+{
+    char text[96];
+
+    for (;;) {
+        if (ioctl(v->fd, KVM_RUN, 0) == 0) {
+            if (!serve(v))
+                return;
+        } else if (errno == EINTR || errno == EAGAIN) {
+            return;
+        } else {
+            snprintf(text, sizeof text, "KVM_RUN: %s", strerror(errno));
+            fail(v, text);
+            return;
+        }
+    }
+}
+
+/* Completes the last exit without running the guest further, and has KVM leave the registers in the run page. The
+ * result may be another exit of the same instruction (a string or wide MMIO access): that is served too. */
+static void settle(struct rp_vcpu *v)
+{
+    set_immediate_exit(v, 1);
+    v->run->kvm_valid_regs = v->gang->sync_regs;
+    while (ioctl(v->fd, KVM_RUN, 0) == 0 && serve(v))
+        ;
+    v->run->kvm_valid_regs = 0;
+}
+
+/* --- the gang --- */
+
+/* Waits outside of the guest until it may go on; false: quit. Gang lock held on entry and exit. */
+static bool wait_outside(struct rp_vcpu *v)
+{
+    struct rp_vcpus *g = v->gang;
+
+    for (;;) {
+        bool held = g->want != RP_GANG_GO || v->ended;
+        bool nap = !held && g->nap_until_ns > rp_clock_ns();
+        if (g->want == RP_GANG_QUIT)
+            return false;
+        if (!held && !nap)
+            return true;
+        if (g->save && !v->saved && !v->out) {
+            pthread_mutex_unlock(&g->lock);     /* in parallel with the others; nobody touches it before `out` */
+            v->save_rc = rp_vcpu_save(v, v->state, &v->save_error);
+            pthread_mutex_lock(&g->lock);
+            v->saved = true;
+            continue;
+        }
+        if (!v->out) {
+            v->out = true;
+            if (++g->nout == g->n)
+                pthread_cond_signal(&g->still);
+        }
+        if (nap) {
+            struct timespec ts = {.tv_sec = (time_t)(g->nap_until_ns / 1000000000u),
+                                  .tv_nsec = (long)(g->nap_until_ns % 1000000000u)};
+            (void)pthread_cond_clockwait(&g->go, &g->lock, CLOCK_MONOTONIC, &ts);
+        } else {
+            pthread_cond_wait(&g->go, &g->lock);
+        }
+    }
+}
+
+static bool next_run(struct rp_vcpu *v)
+{
+    struct rp_vcpus *g = v->gang;
+    bool on;
+
+    pthread_mutex_lock(&g->lock);
+    on = wait_outside(v);
+    if (v->out) {
+        v->out = false;
+        g->nout--;
+    }
+    if (on)
+        set_immediate_exit(v, 0);
+    pthread_mutex_unlock(&g->lock);
+    return on;
+}
+
+static void *vcpu_main(void *arg)
+{
+    struct rp_vcpu *v = arg;
+    char name[16];
+    sigset_t kick;
+
+    snprintf(name, sizeof name, "vcpu %u", v->index);
+    pthread_setname_np(pthread_self(), name);
+    sigemptyset(&kick);
+    sigaddset(&kick, KICK_SIGNAL);
+    pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+    atomic_store(&v->tid, (int)syscall(SYS_gettid));
+    while (next_run(v)) {
+        run_guest(v);
+        settle(v);
+    }
+    return NULL;
+}
+
+static int make_vcpu(struct rp_vcpus *g, unsigned i, struct rp_error *err)
+{
+    struct rp_vcpu *v = &g->v[i];
+    int rc = ioctl(g->cfg.kvmfd, KVM_GET_VCPU_MMAP_SIZE, 0);
+
+    v->gang = g;
+    v->index = i;
+    v->out = true;
+    v->run_bytes = rc > 0 ? (size_t)rc : 0;
+    v->state = calloc(1, sizeof *v->state);
+    if (!v->state)
+        return rp_error_set(err, ENOMEM, "vcpu %u: out of memory", i);
+    v->fd = ioctl(g->cfg.vmfd, KVM_CREATE_VCPU, i);
+    if (v->fd < 0)
+        return rp_error_exit(err, RP_EXIT_HOST, errno, "KVM_CREATE_VCPU %u: %m", i);
+    v->run = mmap(NULL, v->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
+    if (v->run == MAP_FAILED) {
+        v->run = NULL;
+        return rp_error_exit(err, RP_EXIT_HOST, errno, "vcpu %u: mapping its run page: %m", i);
+    }
+    return 0;
+}
+
+static void install_kick(void)
+{
+    struct sigaction sa = {.sa_handler = kick_handler};
+
+    sigemptyset(&sa.sa_mask);
+    sigaction(KICK_SIGNAL, &sa, NULL);
+}
+
+int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, struct rp_error *err)
+{
+    struct rp_vcpus *g = calloc(1, sizeof *g);
+    int rc, have;
+
+    if (!g)
+        return rp_error_set(err, ENOMEM, "vcpus: out of memory");
+    g->cfg = *cfg;
+    g->n = g->nout = cfg->n;
+    g->want = RP_GANG_HOLD;
+    pthread_mutex_init(&g->lock, NULL);
+    pthread_cond_init(&g->go, NULL);
+    pthread_cond_init(&g->still, NULL);
+    for (unsigned i = 0; i < RP_VCPU_GANG_MAX; i++)
+        g->v[i].fd = -1;
+    install_kick();
+    have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS);
+    g->sync_regs = have > 0 ? (uint32_t)have & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS) : 0;
+    have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+    g->xsave_bytes = have > 4096 ? (uint32_t)have : 4096;
+    for (unsigned i = 0; i < cfg->n; i++) {
+        rc = make_vcpu(g, i, err);
+        if (rc < 0) {
+            rp_vcpus_destroy(g);
+            return rc;
+        }
+    }
+    *out = g;
+    return 0;
+}
+
+static void stop_ticker(struct rp_vcpus *g)
+{
+    if (!g->ticking)
+        return;
+    atomic_store(&g->stop_ticking, true);
+    pthread_join(g->ticker, NULL);
+    g->ticking = false;
+}
+
+void rp_vcpus_destroy(struct rp_vcpus *g)
+{
+    if (!g)
+        return;
+    stop_ticker(g);
+    rp_vcpus_hold(g, false);
+    pthread_mutex_lock(&g->lock);
+    g->want = RP_GANG_QUIT;
+    pthread_cond_broadcast(&g->go);
+    pthread_mutex_unlock(&g->lock);
+    for (unsigned i = 0; i < g->n; i++)
+        if (g->v[i].started)
+            pthread_join(g->v[i].thread, NULL);
+    for (unsigned i = 0; i < g->n; i++) {
+        if (g->v[i].run)
+            munmap(g->v[i].run, g->v[i].run_bytes);
+        if (g->v[i].fd >= 0)
+            close(g->v[i].fd);
+        free(g->v[i].state);
+    }
+    rp_msr_list_free(g->msrs);
+    pthread_cond_destroy(&g->still);
+    pthread_cond_destroy(&g->go);
+    pthread_mutex_destroy(&g->lock);
+    free(g);
+}
+
+int rp_vcpus_start(struct rp_vcpus *g, struct rp_error *err)
+{
+    sigset_t all, old;
+    int rc = 0;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    for (unsigned i = 0; i < g->n && rc == 0; i++) {
+        if (g->v[i].started)
+            continue;
+        rc = pthread_create(&g->v[i].thread, NULL, vcpu_main, &g->v[i]);
+        g->v[i].started = rc == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc ? rp_error_set(err, rc, "vcpus: cannot start a thread") : 0;
+}
+
+void rp_vcpus_go(struct rp_vcpus *g)
+{
+    pthread_mutex_lock(&g->lock);
+    g->want = RP_GANG_GO;
+    g->save = false;
+    pthread_cond_broadcast(&g->go);
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* Gang lock held. */
+static void kick_all(struct rp_vcpus *g)
+{
+    for (unsigned i = 0; i < g->n; i++)
+        if (g->v[i].started && !g->v[i].out) {
+            set_immediate_exit(&g->v[i], 1);
+            pthread_kill(g->v[i].thread, KICK_SIGNAL);
+        }
+}
+
+void rp_vcpus_hold(struct rp_vcpus *g, bool save)
+{
+    pthread_mutex_lock(&g->lock);
+    g->want = RP_GANG_HOLD;
+    g->save = save;
+    for (unsigned i = 0; i < g->n; i++)
+        g->v[i].saved = false;
+    kick_all(g);
+    while (g->nout < g->n)
+        pthread_cond_wait(&g->still, &g->lock);
+    g->save = false;
+    pthread_mutex_unlock(&g->lock);
+}
+
+int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&g->lock);
+    for (unsigned i = 0; i < g->n && rc == 0; i++) {
+        struct rp_vcpu *v = &g->v[i];
+        if (!v->saved) {
+            settle(v);
+            v->save_rc = rp_vcpu_save(v, v->state, &v->save_error);
+            v->saved = true;
+        }
+        rc = v->save_rc;
+        if (rc < 0 && err)
+            *err = v->save_error;
+    }
+    pthread_mutex_unlock(&g->lock);
+    return rc;
+}
+
+void rp_vcpus_revive(struct rp_vcpus *g)
+{
+    pthread_mutex_lock(&g->lock);
+    for (unsigned i = 0; i < g->n; i++)
+        g->v[i].ended = false;
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* --- throttle: every 10 ms all vCPUs nap for their percentage of it --- */
+
+static void *ticker_main(void *arg)
+{
+    struct rp_vcpus *g = arg;
+    struct timespec period = {.tv_nsec = THROTTLE_PERIOD_NS};
+
+    pthread_setname_np(pthread_self(), "throttle");
+    while (!atomic_load(&g->stop_ticking)) {
+        pthread_mutex_lock(&g->lock);
+        g->nap_until_ns = rp_clock_ns() + (uint64_t)THROTTLE_PERIOD_NS * g->throttle / 100;
+        if (g->want == RP_GANG_GO)
+            kick_all(g);
+        pthread_mutex_unlock(&g->lock);
+        nanosleep(&period, NULL);
+    }
+    pthread_mutex_lock(&g->lock);
+    g->nap_until_ns = 0;
+    pthread_cond_broadcast(&g->go);
+    pthread_mutex_unlock(&g->lock);
+    return NULL;
+}
+
+int rp_vcpus_throttle(struct rp_vcpus *g, unsigned percent, struct rp_error *err)
+{
+    sigset_t all, old;
+    int rc;
+
+    if (percent == 0) {
+        stop_ticker(g);
+        return 0;
+    }
+    pthread_mutex_lock(&g->lock);
+    g->throttle = percent > 99 ? 99 : percent;
+    pthread_mutex_unlock(&g->lock);
+    if (g->ticking)
+        return 0;
+    atomic_store(&g->stop_ticking, false);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&g->ticker, NULL, ticker_main, g);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    g->ticking = rc == 0;
+    return rc ? rp_error_set(err, rc, "throttle: cannot start a thread") : 0;
+}

@@ -1,0 +1,101 @@
+/*
+ * vcpu.h - the virtual CPUs of one machine: their KVM descriptors, their threads, and the one way to stop them.
+ *
+ *                     rp_vcpus_go
+ *        ┌───────┐ ──────────────► ┌──────────┐
+ *        │ STILL │                 │ IN GUEST │   exits are served on the vCPU's thread, devices under the machine lock
+ *        └───────┘ ◄────────────── └──────────┘
+ *                   rp_vcpus_hold
+ *
+ * VCPU-1  When rp_vcpus_hold has returned, every vCPU thread is outside of KVM_RUN and its last exit is complete
+ *         (the instruction that caused it has retired): KVM_RUN was entered once more with immediate_exit set.
+ * VCPU-2  The caller of rp_vcpus_hold does not hold the machine lock: a vCPU may need it to complete its exit.
+ * VCPU-3  A vCPU thread waits for nothing but the machine lock and the gang's own lock.
+ *
+ * Threads: go, hold, throttle come from whoever holds the machine's control lock. The kick is a real-time signal that
+ * only vCPU threads have unblocked; immediate_exit closes the race with entering KVM_RUN.
+ * Source: Documentation/virt/kvm/api.rst, "KVM_RUN", "immediate_exit".
+ */
+#ifndef RP_VMM_VCPU_H
+#define RP_VMM_VCPU_H
+
+#include "core/error.h"
+#include "vmm/bus.h"
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct rp_vcpu_state;
+struct rp_vcpus;
+struct rp_msr_list;
+
+struct rp_vcpu {
+    struct rp_vcpus *gang;
+    unsigned index;
+    int fd;
+    struct kvm_run *run;        /* vCPU thread while in the guest, control thread while still; immediate_exit: atomic */
+    size_t run_bytes;
+    pthread_t thread;
+    bool started;               /* control thread */
+    _Atomic int tid;            /* set once by the thread */
+    bool out;                   /* gang lock: outside of KVM_RUN, waiting */
+    bool ended;                 /* gang lock: failed or shut down; does not go on before a reset */
+    bool saved;                 /* gang lock: `state` was taken by the thread in this hold */
+    int save_rc;                /* vCPU thread until `out`, then the control thread */
+    struct rp_error save_error; /* likewise */
+    struct rp_vcpu_state *state;/* vCPU thread until `out`, then the control thread */
+};
+
+struct rp_vcpu_ops {            /* called on vCPU threads, no lock held */
+    void *ctx;
+    void (*shutdown)(void *ctx, unsigned vcpu);                     /* triple fault; the vCPU stops */
+    void (*failed)(void *ctx, unsigned vcpu, const char *why);      /* the vCPU stops */
+    void (*ring_full)(void *ctx, unsigned vcpu);                    /* KVM_EXIT_DIRTY_RING_FULL */
+};
+
+struct rp_vcpus_config {
+    int kvmfd, vmfd;            /* borrowed */
+    unsigned n;
+    struct rp_bus *pio, *mmio;
+    pthread_mutex_t *lock;      /* the machine lock */
+    struct rp_vcpu_ops ops;
+};
+
+#define RP_VCPU_GANG_MAX 32
+struct rp_vcpus {
+    struct rp_vcpus_config cfg;
+    unsigned n;
+    struct rp_vcpu v[RP_VCPU_GANG_MAX];
+    struct rp_msr_list *msrs;   /* which MSRs are state here: constant after creation */
+    uint32_t sync_regs;         /* KVM_SYNC_X86_* that the host offers */
+    uint32_t xsave_bytes;       /* of KVM_GET_XSAVE2 */
+
+    pthread_mutex_t lock;       /* the gang lock: a leaf */
+    pthread_cond_t go, still;
+    enum { RP_GANG_HOLD, RP_GANG_GO, RP_GANG_QUIT } want;   /* lock */
+    unsigned nout;              /* lock: how many are `out` */
+    bool save;                  /* lock: whoever goes out takes its state first */
+    uint64_t nap_until_ns;      /* lock: throttled until then */
+
+    pthread_t ticker;           /* throttle thread, while throttle > 0 */
+    unsigned throttle;          /* control: percent */
+    bool ticking;               /* control */
+    _Atomic bool stop_ticking;
+};
+
+/* Makes the vCPUs; no threads yet. Capabilities that must precede vCPUs are set already. */
+int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, struct rp_error *err) RP_MUST_CHECK;
+void rp_vcpus_destroy(struct rp_vcpus *g);      /* stops and joins first */
+int rp_vcpus_start(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;     /* threads "vcpu N", still */
+void rp_vcpus_go(struct rp_vcpus *g);
+/* Stops all; `save`: each thread takes its state (v[i].state) on the way out. VCPU-1. */
+void rp_vcpus_hold(struct rp_vcpus *g, bool save);
+/* Takes the state of those that were still already and gives the first error. After rp_vcpus_hold(g, true). */
+int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
+/* Ended vCPUs may run again (guest reset). While still. */
+void rp_vcpus_revive(struct rp_vcpus *g);
+/* Takes `percent` (0-99) of the vCPUs' time. */
+int rp_vcpus_throttle(struct rp_vcpus *g, unsigned percent, struct rp_error *err) RP_MUST_CHECK;
+
+#endif
