@@ -538,12 +538,11 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
     return rc;
 }
 
-/* Waits for the sink to commit everything that was cut. */
-static int settle(struct rp_engine *e)
+/* Waits for the sink to commit everything that was cut; a run that was stopped has nobody who waits for that. */
+static void settle(struct rp_engine *e)
 {
-    while (!atomic_load(&e->failed) && atomic_load(&e->committed) < atomic_load(&e->cut))
+    while (!over(e) && atomic_load(&e->committed) < atomic_load(&e->cut))
         wait_for(e, rp_clock_ns() + 100000000u);
-    return atomic_load(&e->failed) ? -EPIPE : 0;
 }
 
 static int run(struct rp_engine *e, struct rp_error *err)

@@ -68,7 +68,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
  * CONTINUOUS: stopped) or the failure. It must not call back into the engine. May be NULL. */
 int rp_engine_start(struct rp_engine *e, void (*ended)(void *ctx, int rc, const struct rp_error *why), void *ctx,
                     struct rp_error *err) RP_MUST_CHECK;
-/* Asks a run to end: CONTINUOUS after the epoch in work is committed, a full sync at once. */
+/* Asks a run to end at once; what is not committed stays so. */
 void rp_engine_stop(struct rp_engine *e);
 /* CONTINUOUS: one last epoch after which the source stands still (planned switchover). The run then ends like FINAL. */
 void rp_engine_finish(struct rp_engine *e);

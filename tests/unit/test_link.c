@@ -78,6 +78,7 @@ static int connect_to(struct standby *s, const char *key, unsigned lanes, struct
 }
 
 static struct rp_engine_stats stats;
+TestSuite(link, .timeout = 120);
 
 static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, unsigned ms)
 {
@@ -132,7 +133,10 @@ Test(link, INV2_the_primary_dies)
     struct rp_engine_config cfg = {.goal.epoch_ns = 1000000};
     cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
     cr_assert_eq(rp_engine_start(e, NULL, NULL, &err), 0);
-    usleep(1200000);
+    do {
+        usleep(100000);
+        rp_engine_stats(e, &stats);
+    } while (stats.committed < 3);
     sink->ops->cancel(sink);        /* every connection ends at once, as when a process is killed */
     pthread_join(s.thread, NULL);
     cr_assert_eq(s.outcome.end, RP_LINK_LOST);
