@@ -49,13 +49,18 @@ $(BUILD)/lib$(1).a: $$(call objs,$$($(1)_SRCS))
 endef
 $(foreach l,$(LAYERS),$(eval $(call layer,$(l))))
 
-$(BUILD)/reprise: $(call objs,$(tools_SRCS)) $(LIBS)
-	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBS) $(LDLIBS)
+# The command's parts are a library too, for tests and fuzzers; main.c has main().
+tools_lib_SRCS := $(filter-out tools/main.c,$(tools_SRCS))
+$(eval $(call layer,tools_lib))
+TOOLS_LIBS := $(BUILD)/libtools_lib.a $(LIBS)
+
+$(BUILD)/reprise: $(BUILD)/tools/main.o $(TOOLS_LIBS)
+	$(CC) $(LDFLAGS) -o $@ $< $(TOOLS_LIBS) $(LDLIBS)
 
 # Criterion tests: one program per layer's folder in tests/unit.
 UNIT    := $(foreach s,$(unit_SRCS),$(BUILD)/$(s:.c=))
-$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(LIBS)
-	$(CC) $(LDFLAGS) -o $@ $< $(LIBS) $(LDLIBS) -lcriterion
+$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(TOOLS_LIBS)
+	$(CC) $(LDFLAGS) -o $@ $< $(TOOLS_LIBS) $(LDLIBS) -lcriterion
 
 .PHONY: unit
 unit: $(UNIT)

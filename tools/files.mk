@@ -1,15 +1,22 @@
-# The reprise command. The verbs are one file each.
-tools_SRCS := \
-	tools/args.c \
-	tools/args_help.c \
-	tools/args_value.c \
-	tools/client.c \
-	tools/control.c \
-	tools/help.c \
-	tools/job.c \
-	tools/main.c \
-	tools/qmp_input.c \
-	tools/qmp_server.c \
-	tools/runtime.c \
-	tools/status.c \
-	tools/vm_options.c
+# The reprise command, one file per line. The verbs are one file each.
+tools_SRCS := tools/main.c
+tools_SRCS += tools/args.c
+tools_SRCS += tools/args_help.c
+tools_SRCS += tools/args_value.c
+tools_SRCS += tools/client.c
+tools_SRCS += tools/control.c
+tools_SRCS += tools/enter.c
+tools_SRCS += tools/help.c
+tools_SRCS += tools/job.c
+tools_SRCS += tools/notify.c
+tools_SRCS += tools/qmp_info.c
+tools_SRCS += tools/qmp_input.c
+tools_SRCS += tools/qmp_job.c
+tools_SRCS += tools/qmp_server.c
+tools_SRCS += tools/qmp_tables.c
+tools_SRCS += tools/qmp_vm.c
+tools_SRCS += tools/runtime.c
+tools_SRCS += tools/sandbox.c
+tools_SRCS += tools/status.c
+tools_SRCS += tools/vm.c
+tools_SRCS += tools/vm_options.c

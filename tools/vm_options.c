@@ -1,5 +1,7 @@
 #include "tools/vm_options.h"
 
+#include "tools/runtime.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -30,18 +32,6 @@ static int bad(struct rp_error *err, const char *fmt, ...)
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%s", text);
-}
-
-int rp_check_vm_name(const char *what, const char *name, struct rp_error *err)
-{
-    size_t n = strlen(name);
-    bool ok = n > 0 && n < RP_VM_NAME_MAX && isalnum((unsigned char)name[0]);
-    for (size_t i = 0; i < n && ok; i++)
-        ok = isalnum((unsigned char)name[i]) || strchr("._-", name[i]);
-    if (ok)
-        return 0;
-    return bad(err, "%s \"%s\": no name for a VM; take 1 to %d letters, digits, '.', '_' or '-', a letter or digit first", what, name,
-               RP_VM_NAME_MAX - 1);
 }
 
 /* --- words: a first one, then flags and key=value, separated by commas; ",," stands for a comma --- */
@@ -189,10 +179,11 @@ int rp_parse_chardev(void *chardev_config, char *text, struct rp_error *err)
 
 static int parse_name(void *field, char *value, struct rp_error *err)
 {
-    int rc = rp_check_vm_name("--name", value, err);
-    if (rc == 0)
-        snprintf(field, RP_VM_NAME_MAX, "%s", value);
-    return rc;
+    int rc = rp_runtime_name_check(value, err);
+    if (rc < 0)
+        return rp_error_wrap(err, "--name");
+    snprintf(field, RP_VM_NAME_MAX, "%s", value);
+    return 0;
 }
 
 static int parse_console(void *field, char *value, struct rp_error *err)

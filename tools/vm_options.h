@@ -34,9 +34,6 @@ extern const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS];
 #define RP_VM_GUEST_GROUP {.title = "Guest", .opts = rp_vm_guest_options, .nopts = RP_VM_GUEST_OPTIONS}
 #define RP_VM_ENTER_GROUP {.title = "Entering", .opts = rp_vm_enter_options, .nopts = RP_VM_ENTER_OPTIONS}
 
-/* 1 to 63 of [A-Za-z0-9._-], the first a letter or digit: it becomes a file name. RP_EXIT_USAGE. */
-int rp_check_vm_name(const char *what, const char *name, struct rp_error *err) RP_MUST_CHECK;
-
 /* Parsers of one word; each may cut `text` and keeps pointing into it.
  * disk:    F[,ro][,serial=S][,queues=N]     F a path, nbd://… or fd:N; a comma in F is written twice
  * net:     tap:IF|unix:PATH|fd:N[,mac=M][,queues=N]

@@ -1,0 +1,159 @@
+/* The command's own parts: values, the words of --disk and --net, the sandbox, sd_notify. */
+#include "tools/args.h"
+#include "tools/notify.h"
+#include "tools/sandbox.h"
+#include "tools/vm_options.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+Test(values, sizes_durations_rates)
+{
+    struct rp_error err = {0};
+    uint64_t n = 0;
+    cr_assert(rp_parse_size("x", "512M", &n, &err) == 0 && n == 512ull << 20);
+    cr_assert(rp_parse_size("x", "4096", &n, &err) == 0 && n == 4096);
+    cr_assert(rp_parse_duration("x", "20ms", &n, &err) == 0 && n == 20000000);
+    cr_assert(rp_parse_rate("x", "1Gbit", &n, &err) == 0 && n == 125000000);
+    static const char *const bad[] = {"", "M", "-1", "1Q", "1 G", "0x10", "99999999999999999999", "1e3", "nan", NULL};
+    for (int i = 0; bad[i]; i++) {
+        err = (struct rp_error){0};
+        cr_assert(rp_parse_size("--memory", bad[i], &n, &err) == -EINVAL, "%s", bad[i]);
+        cr_assert(err.exit == RP_EXIT_USAGE && strstr(err.text, "--memory"), "%s", err.text);
+    }
+    cr_assert(rp_parse_duration("x", "20", &n, &err) < 0);
+}
+
+static int disk(struct rp_machine_config *m, const char *text, struct rp_error *err)
+{
+    return rp_parse_disk(m, strdup(text), err);     /* the config points into it */
+}
+
+static int net(struct rp_machine_config *m, const char *text, struct rp_error *err)
+{
+    return rp_parse_net(m, strdup(text), err);
+}
+
+Test(words, disks)
+{
+    struct rp_error err = {0};
+    struct rp_machine_config m = {0};
+    cr_assert(disk(&m, "/a,,b,ro,serial=S1,queues=2", &err) == 0, "%s", err.text);
+    cr_assert(m.ndisks == 1 && strcmp(m.disks[0].path, "/a,b") == 0 && m.disks[0].readonly && m.disks[0].queues == 2 &&
+              strcmp(m.disks[0].serial, "S1") == 0 && m.disks[0].fd == -1);
+    cr_assert(disk(&m, "fd:0", &err) == 0 && m.disks[1].fd == 0 && m.disks[1].path == NULL);
+    static const char *const bad[] = {"", ",ro", "/a,rw", "/a,serial=", "/a,serial=123456789012345678901", "/a,queues=0", "fd:x", "fd:9999",
+                                      "/a,", NULL};
+    for (int i = 0; bad[i]; i++) {
+        err = (struct rp_error){0};
+        cr_assert(disk(&m, bad[i], &err) < 0 && err.exit == RP_EXIT_USAGE && strstr(err.text, "--disk"), "%s: %s", bad[i], err.text);
+    }
+    cr_assert(m.ndisks == 2, "a refused disk was added");
+    for (int i = 2; i < RP_DISKS_MAX; i++)
+        cr_assert(disk(&m, "/d", &err) == 0);
+    cr_assert(disk(&m, "/d", &err) < 0 && strstr(err.text, "too many"));
+}
+
+Test(words, nets)
+{
+    struct rp_error err = {0};
+    struct rp_machine_config m = {0};
+    cr_assert(net(&m, "tap:tap0,mac=52:54:00:12:34:56", &err) == 0 && m.nics[0].has_mac && m.nics[0].mac[5] == 0x56);
+    cr_assert(net(&m, "unix:/run/passt.sock,queues=1", &err) == 0 && strcmp(m.nics[1].name, "/run/passt.sock") == 0);
+    static const char *const bad[] = {"", "tap:", "tap0", "unix:", "fd:-1", "tap:a,mac=01:00:00:00:00:01", "tap:a,mac=52:54", "tap:a,up", NULL};
+    for (int i = 0; bad[i]; i++) {
+        err = (struct rp_error){0};
+        cr_assert(net(&m, bad[i], &err) < 0 && err.exit == RP_EXIT_USAGE && strstr(err.text, "--net"), "%s: %s", bad[i], err.text);
+    }
+    cr_assert(m.nnics == 2);
+}
+
+Test(words, chardevs)
+{
+    struct rp_error err = {0};
+    struct rp_chardev_config c = {0};
+    char file[] = "file:/tmp/x", none[] = "file:", other[] = "pty";
+    cr_assert(rp_parse_chardev(&c, file, &err) == 0 && c.kind == RP_SERIAL_FILE && strcmp(c.path, "/tmp/x") == 0);
+    cr_assert(rp_parse_chardev(&c, none, &err) < 0 && rp_parse_chardev(&c, other, &err) < 0);
+}
+
+Test(notify, reaches_a_path_and_an_abstract_name)
+{
+    char path[] = "/tmp/reprise-notify-XXXXXX";
+    cr_assert(mkdtemp(path));
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    for (int abstract = 0; abstract < 2; abstract++) {
+        char name[sizeof(a.sun_path)], got[64] = "";
+        snprintf(name, sizeof(name), "%s%s/s", abstract ? "@" : "", path);
+        memset(a.sun_path, 0, sizeof(a.sun_path));
+        memcpy(a.sun_path + abstract, name + abstract, strlen(name + abstract));
+        int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+        cr_assert(bind(fd, (struct sockaddr *)&a, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(name))) == 0, "%s",
+                  strerror(errno));
+        setenv("NOTIFY_SOCKET", name, 1);
+        rp_notify("READY=1");
+        cr_assert(recv(fd, got, sizeof(got) - 1, MSG_DONTWAIT) == 7 && strcmp(got, "READY=1") == 0, "got \"%s\" at %s", got, name);
+        close(fd);
+    }
+    char file[sizeof(path) + 4];
+    snprintf(file, sizeof(file), "%s/s", path);
+    unlink(file);
+    rmdir(path);
+}
+
+static void *thread_main(void *arg)
+{
+    *(int *)arg = 42;
+    return NULL;
+}
+
+/* In a child: what must work works, what must not is refused. The exit code is the line that disagreed. */
+static int inside(void)
+{
+    struct rp_error err = {0};
+    if (rp_sandbox_enter(RP_SANDBOX_ON, &err) < 0)
+        return 1;
+    pthread_t t;
+    int answer = 0;
+    if (pthread_create(&t, NULL, thread_main, &answer) || pthread_join(t, NULL) || answer != 42)
+        return 2;
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0 || write(fd, "x", 1) != 1 || close(fd))
+        return 3;
+    free(malloc(64u << 20));
+    int s = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (s < 0 || close(s))
+        return 4;
+    char *const none[] = {NULL};
+    if (execve("/bin/true", none, none) == 0 || errno != EPERM)
+        return 5;
+    if (fork() >= 0)
+        return 6;
+    if (socket(AF_PACKET, SOCK_RAW, 0) >= 0 || errno != EPERM)
+        return 7;
+    if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0)
+        return 8;
+    if (kill(getppid(), 0) == 0 || kill(getpid(), 0) != 0)
+        return 9;
+    if (setuid(getuid()) == 0)
+        return 10;
+    return 0;
+}
+
+Test(sandbox, leaves_what_a_vm_needs_and_nothing_more)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(inside());
+    int status = 0;
+    cr_assert(waitpid(child, &status, 0) == child);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status 0x%x", (unsigned)status);
+}

@@ -1,0 +1,133 @@
+#include "tools/enter.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+struct rp_entry {
+    struct rp_ram_config how;
+    struct rp_guest_ram ram;    /* view.base NULL: not made yet, or a machine's */
+    struct rp_image *image;
+};
+
+static bool same_layout(const struct rp_ram_view *ram, const struct rp_epoch_header *h)
+{
+    bool same = h->nregions == ram->nregions && h->gfn_end == ram->gfn_end;
+    for (uint32_t i = 0; same && i < ram->nregions; i++)
+        same = h->regions[i].gfn == ram->regions[i].gfn && h->regions[i].pages == ram->regions[i].pages;
+    return same;
+}
+
+/* rp_image_ops.ram: the layout is known (and bounded by the header's validation): make memory of it. */
+static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
+{
+    struct rp_entry *e = ctx;
+    uint64_t pages = 0;
+    if (e->ram.view.base)
+        rp_guest_ram_fini(&e->ram);
+    for (uint32_t i = 0; i < h->nregions; i++)
+        pages += h->regions[i].pages;
+    e->how.size_bytes = pages << RP_PAGE_SHIFT;
+    int rc = rp_guest_ram_init(&e->ram, &e->how, err);
+    if (rc < 0)
+        return rc;
+    if (!same_layout(&e->ram.view, h)) {
+        rp_guest_ram_fini(&e->ram);
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "guest memory of %llu MiB lies where no machine of ours has it",
+                             (unsigned long long)(pages >> 8));
+    }
+    *out = e->ram.view;
+    return 0;
+}
+
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, uint64_t staging_max_bytes, struct rp_entry **out,
+                    struct rp_error *err)
+{
+    struct rp_entry *e = calloc(1, sizeof(*e));
+    if (!e)
+        return rp_error_set(err, ENOMEM, "no memory to enter an epoch");
+    e->how = *how;
+    e->ram.memfd = -1;
+    struct rp_image_ops ops = {.ctx = e, .ram = make_ram};
+    int rc = rp_image_create(mode, &ops, staging_max_bytes, &e->image, err);
+    if (rc < 0) {
+        free(e);
+        return rc;
+    }
+    *out = e;
+    return 0;
+}
+
+void rp_entry_destroy(struct rp_entry *e)
+{
+    if (!e)
+        return;
+    rp_image_destroy(e->image);
+    if (e->ram.view.base)
+        rp_guest_ram_fini(&e->ram);
+    free(e);
+}
+
+struct rp_image *rp_entry_image(struct rp_entry *e)
+{
+    return e->image;
+}
+
+int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)
+{
+    struct rp_stream_reader *reader = NULL;
+    int rc = rp_stream_reader_create(fd, &reader, err);
+    if (rc < 0)
+        return rc;
+    struct rp_record r;
+    while ((rc = rp_stream_next(reader, &r, err)) > 0) {
+        rc = rp_image_feed(e->image, &r, err);
+        if (rc < 0)
+            break;
+    }
+    rp_stream_reader_destroy(reader);
+    if (rc == 0 && rp_image_epoch(e->image) == 0)
+        rc = rp_error_exit(err, RP_EXIT_DAMAGED, ENODATA, "the stream holds no epoch");
+    return rc;
+}
+
+/* What the VM remembers of itself; a VM without is entered all the same. */
+static int load_history(const struct rp_sections *s, struct rp_events *events, struct rp_error *err)
+{
+    struct rp_section history;
+    if (!events || !rp_sections_find(s, rp_history_table.name, 0, &history))
+        return 0;
+    int rc = rp_events_load(events, &history, err);
+    return rc < 0 ? rp_error_wrap(err, "the VM's history") : 0;
+}
+
+int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
+                     struct rp_machine **out, struct rp_error *err)
+{
+    const struct rp_sections *s = rp_image_sections(e->image);
+    const struct rp_epoch_header *h = rp_image_header(e->image);
+    struct rp_machine *m = NULL;
+    if (rp_image_epoch(e->image) == 0)
+        return rp_error_exit(err, RP_EXIT_REFUSED, ENODATA, "there is no whole epoch to enter yet");
+    int rc = rp_machine_config_from(s, cfg, err);
+    if (rc < 0)
+        return rc;
+    memcpy(cfg->vm_id, h->vm_id, sizeof(cfg->vm_id));
+    if (!cfg->name[0])
+        snprintf(cfg->name, sizeof(cfg->name), "%.*s", (int)sizeof(cfg->name) - 1, (const char *)h->vm_name);
+    cfg->adopt = &e->ram;
+    rc = rp_machine_create(cfg, events, &m, err);
+    cfg->adopt = NULL;
+    if (rc < 0)
+        return rc;
+    rc = load_history(s, events, err);
+    if (rc == 0)
+        rc = rp_machine_enter(m, s, rp_image_trailer(e->image), moved, err);
+    if (rc < 0) {
+        rp_machine_destroy(m);
+        return rp_error_wrap(err, "entering epoch %llu", (unsigned long long)h->number);
+    }
+    rp_events_emit(events, h->number, "ENTERED", "{\"epoch\": %llu, \"term\": %llu, \"cut-seconds\": %llu}", (unsigned long long)h->number,
+                   (unsigned long long)h->term, (unsigned long long)(rp_image_trailer(e->image)->wall_ns / 1000000000));
+    *out = m;
+    return 0;
+}

@@ -1,0 +1,36 @@
+/*
+ * enter.h - from an epoch stream to a machine that goes on where the epoch was cut: restore, standby and migration
+ * target share it.
+ *
+ *   rp_entry_create ─► rp_image_feed… (rp_entry_load does it for a whole stream; a link feeds the image itself)
+ *                   ─► rp_entry_machine: config from the epoch, machine around the image's RAM, state entered; PAUSED
+ *
+ * Nothing of the machine exists before the epoch was verified whole (INV-2, INV-4): a refused stream leaves nothing.
+ * Thread: one at a time.
+ */
+#ifndef RP_TOOLS_ENTER_H
+#define RP_TOOLS_ENTER_H
+
+#include "core/event.h"
+#include "core/image.h"
+#include "vmm/machine.h"
+
+struct rp_entry;
+
+/* `how`: how guest memory is to be had (populate, thp, hugetlb; its size comes with the epoch). */
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, uint64_t staging_max_bytes, struct rp_entry **out,
+                    struct rp_error *err) RP_MUST_CHECK;
+void rp_entry_destroy(struct rp_entry *e);      /* also what no machine has taken over */
+struct rp_image *rp_entry_image(struct rp_entry *e);
+
+/* Feeds a whole stream from fd. RP_EXIT_DAMAGED: it is damaged, cut short, foreign, or holds no epoch. */
+int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err) RP_MUST_CHECK;
+
+/* Makes the machine of the newest epoch and enters it: PAUSED. `cfg`: the host-side options; the rest is filled in from the
+ * epoch, the name only when it is empty. The epoch's history goes in front of what `events` holds. `moved`: other instances
+ * of this epoch may have run (addresses are announced, the guest's generation id changes). The entry keeps nothing but
+ * the image's bookkeeping: destroy it. */
+int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
+                     struct rp_machine **out, struct rp_error *err) RP_MUST_CHECK;
+
+#endif
