@@ -20,3 +20,4 @@ tools_SRCS += tools/sandbox.c
 tools_SRCS += tools/status.c
 tools_SRCS += tools/vm.c
 tools_SRCS += tools/vm_options.c
+tools_SRCS += tools/doctor.c tools/doctor_host.c tools/doctor_kvm.c

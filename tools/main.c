@@ -12,6 +12,7 @@ const struct rp_verb *const rp_verbs[] = {
     &rp_verb_powerdown,
     &rp_verb_reset,
     &rp_verb_quit,
+    &rp_verb_doctor,
     &rp_verb_help,
     NULL,
 };
