@@ -1,11 +1,12 @@
 # The freestanding PVH test guests (tests/guests/README.md): build/guests/*.elf, the same whatever SAN is.
-GUESTS       := dirtier idle ledger blkwriter
+GUESTS       := dirtier idle ledger blkwriter registers
 GUEST_BUILD  := build/guests
 GUEST_LIB    := start text cmdline memory clock cpl0 smp mem
 GUEST_dirtier :=
 GUEST_idle    :=
 GUEST_ledger  := pci virtio net net_ip tcp
 GUEST_blkwriter := pci virtio
+GUEST_registers := vector
 
 GUEST_CFLAGS := -std=gnu17 -O2 -g $(WARN) $(WERROR) -ffreestanding -fno-pic -fno-pie -mcmodel=small -mno-red-zone \
                 -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none \
@@ -19,7 +20,7 @@ GUEST_ELFS   := $(GUESTS:%=$(GUEST_BUILD)/%.elf)
 .PHONY: guests
 guests: $(GUEST_ELFS)
 
-$(GUEST_BUILD)/lib/boot.o: tests/guests/lib/boot.S
+$(GUEST_BUILD)/lib/%.o: tests/guests/lib/%.S
 	@mkdir -p $(@D)
 	$(GUEST_CC) -I. -MMD -MP -c -o $@ $<
 

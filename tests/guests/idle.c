@@ -32,6 +32,7 @@ static void idle(unsigned cpu)
 		if (ns < v->clock_ns)
 			v->clock_backwards++;
 		v->clock_ns = ns;
+		v->clock_tsc = now;
 		v->last_tsc = now;
 		v->iterations++;
 		rg_store(&v->heartbeat, v->heartbeat + 1);

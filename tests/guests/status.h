@@ -32,6 +32,7 @@ enum rg_kind {
 	RG_KIND_IDLE = 2,
 	RG_KIND_LEDGER = 3,
 	RG_KIND_BLKWRITER = 4,
+	RG_KIND_REGISTERS = 5,
 };
 
 enum rg_state {
@@ -53,6 +54,7 @@ enum rg_error {
 	RG_ERR_DISK = 7,      /* args: sector, expected sequence, found sequence, what */
 	RG_ERR_PROTOCOL = 8,  /* the device broke the virtio rules */
 	RG_ERR_CLOCK = 9,     /* time went backwards; args: before, after, vCPU */
+	RG_ERR_REGISTER = 10, /* args: which, word of it, expected, found */
 };
 
 enum rg_tsc_source {
@@ -227,9 +229,12 @@ struct rg_vcpu {
 	uint64_t gap_max_ns;
 	uint64_t gap_max_tsc;   /* when the longest began */
 	uint64_t tsc_backwards; /* times the TSC was smaller than before */
-	uint64_t clock_ns;      /* kvmclock, when there is one, as last read */
+	uint64_t clock_ns;      /* kvmclock, when there is one, as last read: after each gap (idle: at each tick) */
 	uint64_t clock_backwards;
-	uint64_t reserved[17];
+	uint64_t clock_over_tsc_ns; /* most that kvmclock grew beyond the TSC over a gap */
+	uint64_t clock_under_tsc_ns; /* most that it stayed behind the TSC over a gap: a pause in which guest time stood still */
+	uint64_t clock_tsc;     /* when clock_ns was read */
+	uint64_t reserved[14];
 	uint32_t gap_hist[RG_GAP_HIST];
 	uint8_t pad[4096 - 32 * 8 - RG_GAP_HIST * 4];
 

@@ -149,7 +149,7 @@ static uint64_t low_end_of(const struct rg_status *s)
 }
 
 static const char *const state_names[] = { "none", "booting", "running", "done", "failed" };
-static const char *const kind_names[] = { "?", "dirtier", "idle", "ledger", "blkwriter" };
+static const char *const kind_names[] = { "?", "dirtier", "idle", "ledger", "blkwriter", "registers" };
 
 static const char *name(const char *const *names, uint32_t count, uint32_t i)
 {
@@ -213,6 +213,8 @@ static void print_vcpu(const struct rg_vcpu *v, uint32_t cpu, bool gaps)
 	if (n)
 		printf("vcpu%u.gap_p50_us %.1f\nvcpu%u.gap_p99_us %.1f\n", cpu, (double)sorted[n / 2].ns / 1e3, cpu, (double)sorted[n * 99 / 100].ns / 1e3);
 	printf("vcpu%u.tsc_backwards %" PRIu64 "\nvcpu%u.clock_backwards %" PRIu64 "\n", cpu, v->tsc_backwards, cpu, v->clock_backwards);
+	printf("vcpu%u.clock_over_tsc_us %.1f\nvcpu%u.clock_under_tsc_us %.1f\n", cpu, (double)v->clock_over_tsc_ns / 1e3, cpu,
+	       (double)v->clock_under_tsc_ns / 1e3);
 	for (uint64_t i = 0; gaps && i < n; i++) {
 		const struct rg_gap *g = &v->ring[(total - n + i) % RG_GAP_RING];
 
@@ -250,7 +252,7 @@ static void print_status(const struct image *m, bool gaps)
 	const struct rg_status *s = status_of(m);
 	double hz = s->tsc_hz ? (double)s->tsc_hz : 1e9;
 
-	printf("kind %s\nstate %s\nvcpus %u\nverifies %u\n", name(kind_names, 5, s->kind), name(state_names, 5, s->state), s->vcpus, s->verifies);
+	printf("kind %s\nstate %s\nvcpus %u\nverifies %u\n", name(kind_names, 6, s->kind), name(state_names, 5, s->state), s->vcpus, s->verifies);
 	printf("tsc_hz %" PRIu64 "\ntsc_source %u\nfirst_tsc %" PRIu64 "\nboot_us %.1f\nrunning_us %.1f\n", s->tsc_hz, s->tsc_source, s->first_tsc,
 	       (double)(s->user_tsc - s->first_tsc) / hz * 1e6, (double)(s->running_tsc - s->user_tsc) / hz * 1e6);
 	if (s->error)

@@ -126,12 +126,18 @@ static void init_clock(unsigned cpu)
 		rg_cpuid_tsc_hz = (uint64_t)r[2] * r[1] / r[0];
 }
 
+__attribute__((weak)) void guest_cpl0(unsigned cpu)
+{
+	(void)cpu;
+}
+
 void rg_cpl0_init(unsigned cpu)
 {
 	if (cpu == 0)
 		fill_idt();
 	load_tables(cpu);
 	init_clock(cpu);
+	guest_cpl0(cpu);
 }
 
 void rg_fault(const struct fault_frame *f, uint64_t cr2)

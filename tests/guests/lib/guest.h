@@ -32,6 +32,9 @@ extern const uint32_t guest_kind;
 /* The guest's life on the boot vCPU; returning means DONE. */
 void guest_main(void);
 
+/* What the guest wants done at CPL 0 on each vCPU, where hosts may interpret; optional. */
+void guest_cpl0(unsigned cpu);
+
 /* ---- processor ---- */
 
 static inline uint64_t rg_tsc(void)

@@ -41,8 +41,29 @@ void rg_main(unsigned cpu, uint64_t user_tsc)
 	rg_done();
 }
 
+/* What kvmclock did over a gap, against the TSC: it must never go back; whether it stood still is the VMM's policy. */
+static void check_clock(struct rg_vcpu *v, uint64_t now)
+{
+	unsigned cpu = (unsigned)(((uint64_t)v - RG_VCPUS_GPA) / RG_VCPU_BYTES);
+	uint64_t ns = rg_kvmclock_ns(cpu);
+
+	if (ns < v->clock_ns)
+		v->clock_backwards++;
+	if (ns && v->clock_ns && ns >= v->clock_ns) {
+		int64_t apart = (int64_t)(ns - v->clock_ns) - (int64_t)rg_ticks_to_ns(now - v->clock_tsc);
+
+		if (apart > 0 && (uint64_t)apart > v->clock_over_tsc_ns)
+			v->clock_over_tsc_ns = (uint64_t)apart;
+		if (apart < 0 && (uint64_t)-apart > v->clock_under_tsc_ns)
+			v->clock_under_tsc_ns = (uint64_t)-apart;
+	}
+	v->clock_ns = ns;
+	v->clock_tsc = now;
+}
+
 void rg_gap_record(struct rg_vcpu *v, uint64_t start_tsc, uint64_t now)
 {
+	check_clock(v, now);
 	if (now < start_tsc) {
 		v->tsc_backwards++;
 		return;
