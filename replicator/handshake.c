@@ -1,6 +1,7 @@
 #include "replicator/handshake.h"
 
 #include "core/bytes.h"
+#include "core/clock.h"
 #include "core/fault.h"
 
 #include <errno.h>
@@ -70,7 +71,7 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
     if (rp_fault(RP_FAULT_LINK_HELLO))
         return rp_error_set(err, EIO, "sending HELLO: fault point");
     if ((rc = io(err, rp_conn_send(c, msg, sizeof(msg)), "greeting it")) < 0 ||
-        (rc = io(err, rp_conn_recv_all(c, challenge, sizeof(challenge), RP_HANDSHAKE_TIMEOUT_MS), "waiting for its challenge")) < 0)
+        (rc = io(err, rp_conn_recv_all(c, challenge, sizeof(challenge), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its challenge")) < 0)
         return rc;
     if (rp_ld32(challenge) != STATUS_OK)
         return refused(challenge + 8 + RP_NONCE_BYTES + RP_PROOF_BYTES, err);
@@ -80,7 +81,7 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
         return rp_error_exit(err, RP_EXIT_REFUSED, EACCES, "the other side does not know our key");
     rp_secret_prove(key, "primary", mine, theirs, msg, HELLO_BYTES, proof);
     if ((rc = io(err, rp_conn_send(c, proof, sizeof(proof)), "proving our key")) < 0 ||
-        (rc = io(err, rp_conn_recv_all(c, welcome, sizeof(welcome), RP_HANDSHAKE_TIMEOUT_MS), "waiting for its welcome")) < 0)
+        (rc = io(err, rp_conn_recv_all(c, welcome, sizeof(welcome), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its welcome")) < 0)
         return rc;
     if (rp_ld32(welcome) != STATUS_OK)
         return refused(welcome + 28, err);
@@ -118,7 +119,7 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     struct rp_hello h;
     uint8_t mine[RP_NONCE_BYTES], theirs[RP_NONCE_BYTES], proof[RP_PROOF_BYTES], want[RP_PROOF_BYTES];
     uint8_t msg[HELLO_BYTES], challenge[CHALLENGE_BYTES] = {0}, welcome[WELCOME_BYTES] = {0};
-    int rc = io(err, rp_conn_recv_all(c, msg, sizeof(msg), RP_HANDSHAKE_TIMEOUT_MS), "it should have said HELLO");
+    int rc = io(err, rp_conn_recv_all(c, msg, sizeof(msg), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "it should have said HELLO");
     if (rc < 0 || (rc = rp_secret_nonce(mine, err)) < 0)
         return rc;
     get_hello(msg, &h, theirs);
@@ -131,7 +132,7 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     memcpy(challenge + 8, mine, RP_NONCE_BYTES);
     rp_secret_prove(key, "standby", mine, theirs, msg, HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
     if ((rc = io(err, rp_conn_send(c, challenge, sizeof(challenge)), "challenging it")) < 0 ||
-        (rc = io(err, rp_conn_recv_all(c, proof, sizeof(proof), RP_HANDSHAKE_TIMEOUT_MS), "waiting for its proof")) < 0)
+        (rc = io(err, rp_conn_recv_all(c, proof, sizeof(proof), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its proof")) < 0)
         return rc;
     rp_secret_prove(key, "primary", theirs, mine, msg, HELLO_BYTES, want);
     struct rp_welcome w = {0};

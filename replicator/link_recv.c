@@ -62,7 +62,7 @@ static void end_session(struct rp_link_recv *r, enum rp_link_end end, const stru
 static ssize_t lane_read(void *ctx, void *buf, size_t len)
 {
     struct lane *l = ctx;
-    ssize_t n = l->conn->ops->recv(l->conn, buf, len, -1);
+    ssize_t n = l->conn->ops->recv(l->conn, buf, len, RP_CONN_FOREVER);
     l->ended = n <= 0;
     return n;
 }
@@ -254,7 +254,7 @@ static int next_conn(struct rp_link_recv *r, rp_handshake_judge *judge, int time
         struct rp_conn *c;
         if (rp_clock_ns() > until)
             return rp_error_set(err, ETIMEDOUT, "the primary's lanes did not join in time");
-        int rc = r->listener->ops->accept(r->listener, 50, &c, err);
+        int rc = rp_listener_accept(r->listener, 50, &c, err);
         if (rc == -EAGAIN)
             continue;
         if (rc < 0)
