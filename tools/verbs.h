@@ -4,7 +4,7 @@
 
 #include "tools/args.h"
 
-extern const struct rp_verb rp_verb_help, rp_verb_status;
+extern const struct rp_verb rp_verb_help, rp_verb_status, rp_verb_run, rp_verb_restore, rp_verb_checkpoint;
 extern const struct rp_verb rp_verb_doctor;
 extern const struct rp_verb rp_verb_pause, rp_verb_resume, rp_verb_powerdown, rp_verb_reset, rp_verb_quit;   /* control.c */
 

@@ -29,6 +29,7 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     uint64_t stop_timeout_ns;   /* SIGTERM: how long the guest may take to power off before it is ended */
     uint64_t stop_deadline_ns;  /* 0: not asked */
     uint64_t started_wall_ns;
+    uint64_t epoch;             /* the newest number given to an epoch of this VM, 0: none */
     bool interrupted;           /* SIGINT ended it: exit code 130 */
     bool leaving;               /* rp_vm_leave was called */
     int leave_code;

@@ -1,0 +1,54 @@
+/* The process of a VM, from its options to its exit code. */
+#include "tools/process.h"
+
+#include "tools/notify.h"
+#include "tools/sandbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int pidfile_write(const char *path, struct rp_error *err)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno));
+    int rc = dprintf(fd, "%d\n", (int)getpid()) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) : 0;
+    close(fd);
+    return rc;
+}
+
+/* The machine is there; from here on it may run. */
+static int go(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
+{
+    int rc = rp_sandbox_enter(o->sandbox, err);
+    if (rc == 0)
+        rc = rp_vm_serve(vm, err);
+    if (rc == 0 && !o->paused)
+        rc = rp_machine_state(vm->machine) == RP_VM_CREATED ? rp_machine_start(vm->machine, err) : rp_machine_resume(vm->machine, err);
+    if (rc < 0)
+        return rc;
+    rp_notify(o->paused ? "READY=1\nSTATUS=paused" : "READY=1\nSTATUS=running");
+    rc = rp_vm_loop(vm, err);
+    rp_notify("STOPPING=1");
+    return rc;
+}
+
+int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, struct rp_error *err)
+{
+    struct rp_vm vm;
+    int rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
+    vm.stop_timeout_ns = o->stop_timeout_ns;
+    if (rc == 0)
+        rc = make(&vm, o, ctx, err);
+    if (rc == 0 && o->pidfile)
+        rc = pidfile_write(o->pidfile, err);    /* before the sandbox closes the file system */
+    if (rc == 0)
+        rc = go(&vm, o, err);
+    rp_vm_close(&vm);
+    if (o->pidfile && rc >= 0)
+        unlink(o->pidfile);
+    return rc;
+}

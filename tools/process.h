@@ -1,0 +1,20 @@
+/*
+ * process.h - what run, restore and (later) standby do alike: be the process of a VM from the options to the exit code.
+ *
+ *   name and sockets ─► make(): the machine ─► sandbox ─► clients served ─► pidfile, READY ─► loop ─► all closed
+ *
+ * Thread: main.
+ */
+#ifndef RP_TOOLS_PROCESS_H
+#define RP_TOOLS_PROCESS_H
+
+#include "tools/vm.h"
+#include "tools/vm_options.h"
+
+/* Sets vm->machine: CREATED when it shall boot, PAUSED when an epoch was entered. */
+typedef int rp_process_make(struct rp_vm *vm, struct rp_vm_options *o, void *ctx, struct rp_error *err);
+
+/* Returns an exit code, or -errno with the sentence. */
+int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, struct rp_error *err);
+
+#endif
