@@ -17,3 +17,4 @@ unit_SRCS += tests/unit/test_gate.c
 # vmm: the machine
 unit_SRCS += tests/unit/test_machine.c
 unit_SRCS += tests/unit/test_tools.c
+unit_SRCS += tests/unit/test_virtio_net.c

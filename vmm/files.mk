@@ -32,9 +32,14 @@ vmm_SRCS += \
 	vmm/disk_nbd.c \
 	vmm/disk_raw.c \
 	vmm/gate.c \
+	vmm/net.c \
+	vmm/net_dgram.c \
+	vmm/net_stream.c \
+	vmm/net_tap.c \
 	vmm/pci.c \
 	vmm/pci_msix.c \
 	vmm/virtio_blk.c \
+	vmm/virtio_net.c \
 	vmm/virtio_pci.c \
 	vmm/virtq.c
 

@@ -218,19 +218,28 @@ bool rp_virtq_publish(struct rp_virtq *q)
     return !(guest_ld16(q->avail) & VRING_AVAIL_F_NO_INTERRUPT);
 }
 
+bool rp_virtq_want_kick_beyond(struct rp_virtq *q, uint16_t n)
+{
+    uint16_t at = (uint16_t)(q->s.avail_idx + n);
+
+    if (q->event_idx)
+        guest_st16(avail_event(q), at);
+    else
+        guest_st16(q->used, 0);
+    rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
+    atomic_thread_fence(memory_order_seq_cst);  /* the wish before the look; the driver does the reverse */
+    return guest_ld16(q->avail + 2) != at;
+}
+
 bool rp_virtq_want_kicks(struct rp_virtq *q, bool want)
 {
-    if (q->event_idx && !want)
-        return false;       /* the old avail_event is behind us: no kick until it is moved */
-    if (q->event_idx)
-        guest_st16(avail_event(q), q->s.avail_idx);
-    else
-        guest_st16(q->used, want ? 0 : VRING_USED_F_NO_NOTIFY);
-    rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
-    if (!want)
-        return false;
-    atomic_thread_fence(memory_order_seq_cst);  /* the wish before the look; the driver does the reverse */
-    return guest_ld16(q->avail + 2) != q->s.avail_idx;
+    if (want)
+        return rp_virtq_want_kick_beyond(q, 0);
+    if (!q->event_idx) {    /* with event indexes the old avail_event is behind us: no kick until it is moved */
+        guest_st16(q->used, VRING_USED_F_NO_NOTIFY);
+        rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
+    }
+    return false;
 }
 
 /* --- buffers as bytes --- */

@@ -66,6 +66,8 @@ void rp_virtq_push(struct rp_virtq *q, uint16_t head, uint32_t len);
 bool rp_virtq_publish(struct rp_virtq *q);
 /* Asks for kicks (true) or not; asking returns true when requests came in between and no kick will tell. */
 bool rp_virtq_want_kicks(struct rp_virtq *q, bool want);
+/* Asks for a kick once more than `n` requests wait; true when they do already. */
+bool rp_virtq_want_kick_beyond(struct rp_virtq *q, uint16_t n);
 
 /* Buffers as bytes: copies min(len, what there is beyond off); returns how much. */
 size_t rp_iov_read(const struct iovec *iov, unsigned n, uint64_t off, void *out, size_t len);
