@@ -1,7 +1,8 @@
 """The lab: whole emulated hosts, the wires between them, and what can go wrong with both. See docs/lab.md."""
+from . import witness
 from .guest import Guest
 from .host import Host, Result
 from .load import RedisLoad
 from .scenario import Failure, Lab, Skip
 
-__all__ = ["Failure", "Guest", "Host", "Lab", "RedisLoad", "Result", "Skip"]
+__all__ = ["Failure", "Guest", "Host", "Lab", "RedisLoad", "Result", "Skip", "witness"]

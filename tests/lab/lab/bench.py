@@ -1,9 +1,7 @@
 """Reprise beside Debian's QEMU microvm: the same guest, in one run, taking turns; ratios first."""
-import os
 import statistics
 
-# LAB_MONITORS=qemu measures one of them alone.
-MONITORS = tuple(os.environ.get("LAB_MONITORS", "reprise,qemu").split(","))
+MONITORS = ("reprise", "qemu")
 
 
 class Comparison:
@@ -11,6 +9,9 @@ class Comparison:
 
     def __init__(self, lab):
         self.lab = lab
+        self.monitors = lab.word("monitors", ",".join(MONITORS)).split(",")
+        if "reprise" in self.monitors:
+            lab.need_reprise("run")
         self.figures = {}               # what -> (unit, more is better, {monitor: [figures]})
 
     def add(self, what, unit, more_is_better, monitor, figure):
@@ -21,7 +22,7 @@ class Comparison:
     def report(self):
         """Print median ratios; more than 1 means that reprise does better."""
         for what, (unit, more_is_better, by_monitor) in self.figures.items():
-            ours, theirs = (statistics.median(by_monitor[name]) if by_monitor.get(name) else 0.0 for name in ("reprise", "qemu"))
+            ours, theirs = (statistics.median(by_monitor[name]) if by_monitor.get(name) else 0.0 for name in MONITORS)
             if not ours or not theirs:
                 continue
             ratio = ours / theirs if more_is_better else theirs / ours

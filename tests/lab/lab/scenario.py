@@ -28,10 +28,12 @@ class Lab:
     Failure = Failure
     Skip = Skip
 
-    def __init__(self, name, seed, build=None):
+    def __init__(self, name, seed, build=None, words=None):
         self.name = name
         self.seed = seed
         self.random = random.Random(seed)
+        self.words = words or {}
+        self.words_asked = set()
         self.started = time.monotonic()
         self.build = pathlib.Path(build or os.environ.get("REPRISE_BUILD") or lab_images.TREE / "build").resolve()
         self.build.mkdir(exist_ok=True)
@@ -131,6 +133,11 @@ class Lab:
         stamp = f"{time.monotonic() - self.started:7.2f}  {host}: "
         for line in text.split("\n"):
             self.log_file.write(stamp + (line if len(line) < 1000 else line[:1000] + "...") + "\n")
+
+    def word(self, name, default):
+        """The VALUE of name=VALUE on the command line, in the type of the default."""
+        self.words_asked.add(name)
+        return type(default)(self.words.get(name, default))
 
     def check(self, condition, text):
         """Fail the scenario with this sentence unless the condition holds."""

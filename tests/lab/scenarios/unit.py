@@ -1,6 +1,6 @@
 """The unit and component tests, in a host: with a kernel that has RDMA and hardware KVM.
 
-LAB_TESTS: the names of the programs in build/tests/unit, shell patterns, separated by spaces; without it, all of them.
+tests=A,B: the names of the programs in build/tests/unit, as shell patterns; all of them unless given.
 """
 import fnmatch
 import os
@@ -10,7 +10,7 @@ TIMEOUT_S = 1200
 
 def run(lab):
     folder = lab.build / "tests" / "unit"
-    patterns = os.environ.get("LAB_TESTS", "*").split()
+    patterns = lab.word("tests", "*").split(",")
     programs = sorted(path.name for path in folder.glob("*") if path.suffix == "" and os.access(path, os.X_OK) and
                       any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns))
     if not programs:
