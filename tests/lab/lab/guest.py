@@ -17,7 +17,8 @@ class Guest:
     """What a guest is made of, and the monitor that runs it now. It may be started on several hosts, one after the other."""
 
     def __init__(self, lab, name="vm", monitor="reprise", kernel="bzImage", initrd="guest-redis.cpio", mode="redis",
-                 memory_mib=160, cpus=1, number=1, disk=None, disk_mib=64, append=""):
+                 memory_mib=160, cpus=1, number=1, net=True, disk=None, disk_mib=64,
+                 append="", options=()):
         self.lab = lab
         self.name = name
         self.monitor = monitor
@@ -28,9 +29,11 @@ class Guest:
         self.address = f"10.10.1.{number}"
         self.mac = f"52:54:00:0a:10:{number:02x}"
         self.tap = f"tap{number}"
+        self.net = net
         self.disk = disk                # path in the host, made by make_disk()
         self.disk_mib = disk_mib
-        self.append = f"{APPEND} ip={self.address}/16 mode={mode} {append}".strip()
+        self.append = " ".join([APPEND, *([f"ip={self.address}/16"] if net else []), f"mode={mode}", append]).strip()
+        self.options = list(options)    # further words of `reprise run`
         self.host = None
         self.job = None                 # the monitor; its output is the guest's console
         self.began = 0.0
@@ -39,7 +42,8 @@ class Guest:
 
     def prepare(self, host):
         """Make the tap and, unless it is there, the disk on a host that will run the guest."""
-        host.run(f"""
+        if self.net:
+            host.run(f"""
             [ -e /sys/class/net/{self.tap} ] && exit 0
             ip tuntap add {self.tap} mode tap vnet_hdr
             ip link set {self.tap} master br0 up""")
@@ -59,12 +63,12 @@ class Guest:
     def _reprise(self):
         words = ["reprise", "run", "--name", self.name, "--memory", f"{self.memory_mib}M", "--cpus", str(self.cpus),
                  "--kernel", f"{IMAGES}/{self.kernel}", "--initrd", f"{IMAGES}/{self.initrd}",
-                 "--append", self.append, *self.host_side()]
+                 "--append", self.append, *self.options, *self.host_side()]
         return shlex.join(words)
 
     def host_side(self):
         """The options that say what of the host the guest uses: the same for `run`, `restore` and `standby`."""
-        words = ["--net", f"tap:{self.tap},mac={self.mac}", "--serial", "stdio"]
+        words = ["--serial", "stdio", *(["--net", f"tap:{self.tap},mac={self.mac}"] if self.net else [])]
         if self.disk:
             words += ["--disk", self.disk]
         return words
@@ -72,9 +76,10 @@ class Guest:
     def _qemu(self):
         words = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-M", "microvm,pit=off,rtc=on", "-m", str(self.memory_mib),
                  "-smp", str(self.cpus), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
-                 "-kernel", f"{IMAGES}/{self.kernel}", "-initrd", f"{IMAGES}/{self.initrd}", "-append", self.append,
-                 "-netdev", f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off",
-                 "-device", f"virtio-net-device,netdev=net,mac={self.mac}"]
+                 "-kernel", f"{IMAGES}/{self.kernel}", "-initrd", f"{IMAGES}/{self.initrd}", "-append", self.append]
+        if self.net:
+            words += ["-netdev", f"tap,id=net,ifname={self.tap},script=no,downscript=no,vhost=off",
+                      "-device", f"virtio-net-device,netdev=net,mac={self.mac}"]
         if self.disk:
             words += ["-drive", f"if=none,id=disk,format=raw,cache=writeback,aio=io_uring,file={self.disk}",
                       "-device", "virtio-blk-device,drive=disk"]

@@ -1,0 +1,80 @@
+"""A protected Debian guest with redis survives its host: the client's connections live on, nothing acknowledged is lost.
+
+Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut, rounds=N (1; the
+roles change after each round, and the old host becomes the standby).
+"""
+import time
+
+from lab import Guest, RedisLoad, witness
+from lab.pair import Pair, start_etcd
+
+TIMEOUT_S = 900
+
+
+def strike(lab, pair, fault):
+    """Let the primary's host fail in this way; returns what undoes it, if anything has to."""
+    host = pair.primary
+    if fault == "power":
+        host.kill()
+        return host.start
+    if fault == "process":
+        lab.log(f"{host}: the monitor is killed")
+        pair.guest.job.kill()
+        return None
+    if fault == "hang":
+        host.hang()
+        return host.resume
+    lab.cut(host, pair.standby)
+    lab.cut(host, "client")
+    return lambda: (lab.restore(host, pair.standby or pair.primary), lab.restore(host, "client"))
+
+
+def one_round(lab, pair, load, fault):
+    old_host, old_job = pair.primary, pair.guest.job
+    load.must_advance(20)
+    before = load.acknowledged()
+    began = time.monotonic()
+    undo = strike(lab, pair, fault)
+    pair.taken_over()
+    taken = time.monotonic() - began
+    load.must_advance(20)
+    lab.log(f"{fault} on {old_host}: {pair.primary} took over within {taken:.2f} s, the client went on within "
+            f"{time.monotonic() - began:.2f} s; {before} acknowledged before, {load.acknowledged()} now")
+    if undo:
+        undo()
+    if fault in ("hang", "cut"):
+        # The host that comes back must have stopped, and must not speak: the witness looks at the end.
+        old_job.wait(60)
+        lab.log(f"{old_host}: the old monitor ended with {old_job.rc} when it came back")
+    load.must_advance(20)
+    return old_host
+
+
+def run(lab):
+    lab.need_reprise("run", "standby", "protect", "status")
+    fault = lab.word("fault", "power")
+    a, b = lab.hosts("a", "b")
+    client = lab.client()
+    lease = lab.word("lease", "file")
+    if lease == "etcd":
+        start_etcd(lab, client)
+    lab.record(snap_bytes=64)
+    guest = Guest(lab, memory_mib=128)
+    pair = Pair(lab, guest, lab.word("transport", "rdma"), lease)
+    guest.warm(a)
+    pair.boot(a)
+    guest.wait_for("REDIS-UP")
+    load = RedisLoad(lab, client, guest.address, "--pause 0.01 --connections 2")
+    load.must_advance(20)
+    pair.stand_by(b)
+    pair.protect()
+    for number in range(lab.word("rounds", 1)):
+        if number:
+            pair.stand_by(old_host)
+            pair.protect()
+        old_host = one_round(lab, pair, load, fault)
+    lab.log(f"{load.finish()}")
+    lab.log(f"clocks in the guest: {guest.clocks_must_be_monotonic()}")
+    gaps = witness.one_active(lab, guest, pair.path)
+    lab.log(f"from the last frame of one host to the first of the next: {', '.join(f'{gap:.2f} s' for gap in gaps)}")
+    guest.kernel_log_must_be_clean()
