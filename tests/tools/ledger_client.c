@@ -14,7 +14,9 @@
  *       -t SECONDS   give up when nothing at all has been answered for so long (30)
  *       -w SECONDS   keep trying to connect for so long (10)
  *       -o           other clients write too: the ledger may count more than this client's requests
+ *       -v           says twice a second how many are acknowledged: `acknowledged N`
  *
+ * SIGTERM and SIGINT end the writing before its time; what was acknowledged is verified all the same.
  * A TCP connection that breaks is a failure: the guest's connections have to survive whatever happens to its host.
  * Prints `name value` lines on stdout. Exit codes: 0 proven · 1 something was lost, doubled or broken · 2 usage.
  */
@@ -25,7 +27,9 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,7 +49,7 @@ struct options {
 	struct sockaddr_in to;
 	unsigned connections, depth;
 	uint64_t requests, run_ns, pause_ns, stall_ns, connect_ns;
-	bool udp, others;
+	bool udp, others, verbose;
 	FILE *log;
 };
 
@@ -62,6 +66,15 @@ struct connection {
 	char in[4096];
 	size_t in_bytes;
 };
+
+/* A signal handler has no other way to say it. */
+static atomic_bool ended;
+
+static void on_end(int number)
+{
+	(void)number;
+	ended = 1;
+}
 
 struct ack {
 	uint64_t id, number, latency_ns;
@@ -280,14 +293,20 @@ static void take_answers(struct client *k, struct connection *c)
 
 static void run(struct client *k)
 {
-	uint64_t start = now_ns(), end = start + k->o.run_ns;
+	uint64_t start = now_ns(), end = start + k->o.run_ns, say = start;
 	struct pollfd p[CONNECTIONS_MAX];
 
 	k->last_answer_ns = start;
 	for (;;) {
 		uint64_t now = now_ns();
-		bool more = k->o.requests ? k->sent < k->o.requests : now < end;
+		bool more = !ended && (k->o.requests ? k->sent < k->o.requests : now < end);
 		unsigned waiting = 0;
+
+		if (k->o.verbose && now >= say) {
+			printf("acknowledged %zu\n", k->acks_count);
+			fflush(stdout);
+			say = now + 500000000;
+		}
 
 		for (unsigned i = 0; i < k->o.connections; i++) {
 			start_requests(k, &k->conns[i], now, more);
@@ -297,7 +316,7 @@ static void run(struct client *k)
 		if (!more && !waiting)
 			return;
 		/* A pause shorter than poll's millisecond is waited out by polling. */
-		if (poll(p, k->o.connections, k->o.pause_ns ? (k->o.pause_ns >= 2000000 ? 1 : 0) : 50) < 0)
+		if (poll(p, k->o.connections, k->o.pause_ns ? (k->o.pause_ns >= 2000000 ? 1 : 0) : 50) < 0 && errno != EINTR)
 			die(1, "poll: %s", strerror(errno));
 		for (unsigned i = 0; i < k->o.connections; i++)
 			if (p[i].revents) {
@@ -413,7 +432,7 @@ static void parse_args(struct options *o, int argc, char **argv)
 
 	*o = (struct options){ .connections = 1, .depth = 1, .run_ns = 5000000000, .stall_ns = 30000000000, .connect_ns = 10000000000 };
 	o->to = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(7000) };
-	while ((c = getopt(argc, argv, "p:c:d:s:n:i:ul:t:w:o")) != -1) {
+	while ((c = getopt(argc, argv, "p:c:d:s:n:i:ul:t:w:ov")) != -1) {
 		switch (c) {
 		case 'p': o->to.sin_port = htons((uint16_t)number_arg(optarg)); break;
 		case 'c': o->connections = (unsigned)number_arg(optarg); break;
@@ -425,13 +444,14 @@ static void parse_args(struct options *o, int argc, char **argv)
 		case 't': o->stall_ns = (uint64_t)(number_arg(optarg) * 1e9); break;
 		case 'w': o->connect_ns = (uint64_t)(number_arg(optarg) * 1e9); break;
 		case 'o': o->others = true; break;
+		case 'v': o->verbose = true; break;
 		case 'l':
 			o->log = fopen(optarg, "we");
 			if (!o->log)
 				die(2, "%s: %s", optarg, strerror(errno));
 			break;
 		default:
-			die(2, "usage: ledger-client [-p port] [-c connections] [-d depth] [-s seconds | -n requests] [-i us] [-u] [-l log] [-t s] [-w s] [-o] ADDRESS");
+			die(2, "usage: ledger-client [-p port] [-c connections] [-d depth] [-s seconds | -n requests] [-i us] [-u] [-l log] [-t s] [-w s] [-o] [-v] ADDRESS");
 		}
 	}
 	if (optind + 1 != argc || inet_pton(AF_INET, argv[optind], &o->to.sin_addr) != 1)
@@ -448,6 +468,8 @@ int main(int argc, char **argv)
 	uint64_t hash;
 
 	parse_args(&k.o, argc, argv);
+	signal(SIGTERM, on_end);
+	signal(SIGINT, on_end);
 	/* Ids differ from run to run, so that an entry of another run cannot pass for one of this. */
 	k.next_id = ((uint64_t)time(NULL) & 0xffffff) << 36 | ((uint64_t)getpid() & 0xffff) << 20;
 	for (unsigned i = 0; i < k.o.connections; i++)

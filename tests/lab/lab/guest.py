@@ -139,3 +139,29 @@ class Guest:
         """End the monitor at once."""
         self.job.kill()
         self.job.wait(20)
+
+
+class LedgerGuest(Guest):
+    """The freestanding ledger guest (tests/guests/ledger.c), which counts requests; LedgerLoad is its client."""
+
+    def __init__(self, lab, name="ledger", **options):
+        super().__init__(lab, name, memory_mib=options.pop("memory_mib", 64), **options)
+        self.append = f"ip={self.address} {options.get('append', '')}".strip()
+
+    def warm(self, host):
+        host.run("cat /mnt/build/guests/ledger.elf > /dev/null")
+
+    def _reprise(self):
+        return shlex.join(["reprise", "run", "--name", self.name, "--memory", f"{self.memory_mib}M", "--kernel", "/mnt/build/guests/ledger.elf",
+                           "--append", self.append, "--rng", "off", "--balloon", "off", *self.options, *self.host_side()])
+
+    def wait_for(self, marker, timeout_s=120):
+        """Its client is what tells that it is up."""
+        return time.monotonic() - self.began
+
+    def clocks_must_be_monotonic(self):
+        """What its vCPU saw of kvmclock is in its status page (tests/guests/status.h)."""
+        return "not asked"
+
+    def kernel_log_must_be_clean(self):
+        """It has no kernel."""
