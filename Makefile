@@ -66,7 +66,7 @@ $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(TOOLS_LIBS)
 unit: $(UNIT)
 	@rc=0; for t in $(UNIT); do echo "== $$t"; $$t -j2 || rc=1; done; exit $$rc
 
-include tests/check.mk
+include tests/check.mk tests/bench/bench.mk
 
 .PHONY: deps
 deps:

@@ -1,0 +1,71 @@
+/*
+ * bench-engine: what the engine's parts cost on this machine, without KVM. Figures swing with the machine's load: compare
+ * within one run.
+ *
+ *   bench-engine [pages] [encode] [link] [KEY=VALUE …]        all three unless named
+ */
+#include "tests/bench/bench.h"
+
+#include "core/clock.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *bench_text(const struct bench_words *w, const char *key, const char *otherwise)
+{
+    size_t n = strlen(key);
+    for (int i = 1; i < w->argc; i++)
+        if (strncmp(w->argv[i], key, n) == 0 && w->argv[i][n] == '=')
+            return w->argv[i] + n + 1;
+    return otherwise;
+}
+
+double bench_number(const struct bench_words *w, const char *key, double otherwise)
+{
+    const char *text = bench_text(w, key, NULL);
+    return text ? strtod(text, NULL) : otherwise;
+}
+
+double bench_best_ns(unsigned rounds, void (*fn)(void *ctx), void *ctx)
+{
+    uint64_t best = UINT64_MAX;
+    for (unsigned i = 0; i < rounds; i++) {
+        uint64_t t0 = rp_clock_ns();
+        fn(ctx);
+        uint64_t ns = rp_clock_ns() - t0;
+        best = ns < best ? ns : best;
+    }
+    return (double)best;
+}
+
+void bench_title(const char *title)
+{
+    printf("\n%s\n", title);
+}
+
+void bench_row(const char *what, double figure, const char *unit)
+{
+    printf("  %-58s %10.*f %s\n", what, figure < 10 ? 2 : figure < 1000 ? 1 : 0, figure, unit);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct { const char *name; int (*run)(const struct bench_words *w); } parts[] = {
+        {"pages", bench_pages}, {"encode", bench_encode}, {"link", bench_link}};
+    struct bench_words w = {argc, argv};
+    bool named = false;
+    signal(SIGPIPE, SIG_IGN);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (int i = 1; i < argc; i++)
+        named |= !strchr(argv[i], '=');
+    for (size_t p = 0; p < sizeof(parts) / sizeof(parts[0]); p++) {
+        bool wanted = !named;
+        for (int i = 1; i < argc; i++)
+            wanted |= strcmp(argv[i], parts[p].name) == 0;
+        if (wanted && parts[p].run(&w))
+            return 1;
+    }
+    return 0;
+}

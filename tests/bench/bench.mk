@@ -1,0 +1,10 @@
+# Figures, not judgements: what the engine costs here. Side by side with QEMU, and why the lab may be needed for that: docs/benchmarks.md.
+.PHONY: bench bench-engine
+bench: bench-engine
+
+BENCH_OBJS := $(addprefix $(BUILD)/tests/bench/,bench.o pages.o encode.o link.o source.o)
+$(BUILD)/tests/bench/bench-engine: $(BENCH_OBJS) $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $(BENCH_OBJS) $(LIBS) $(LDLIBS)
+
+bench-engine: $(BUILD)/tests/bench/bench-engine
+	$<
