@@ -24,7 +24,12 @@
     X(12, LINK_HEARTBEAT, "link-heartbeat")  /* a heartbeat cannot be sent */ \
     X(17, LEASE_ACQUIRE, "lease-acquire")    /* the lease cannot be acquired */ \
     X(18, LEASE_RENEW, "lease-renew")        /* … renewed */ \
-    X(19, LEASE_RELEASE, "lease-release")    /* … released */
+    X(19, LEASE_RELEASE, "lease-release")    /* … released */ \
+    X(40, JOURNAL_WRITE, "journal-write")    /* a write to the journal of a standby's disks */ \
+    X(41, JOURNAL_SYNC, "journal-sync")      /* … its fdatasync, which makes an epoch's disk writes count */ \
+    X(42, REPLICA_WRITE, "replica-write")    /* a write to a standby's disk */ \
+    X(43, REPLICA_SYNC, "replica-sync")      /* … its fdatasync */ \
+    X(44, DISK_MARK, "disk-mark")            /* a disk's mark cannot be written */
 
 enum rp_fault_point {
 #define X(n, id, name) RP_FAULT_##id = n,

@@ -30,7 +30,6 @@ struct rp_image {
     struct rp_epoch_trailer trailer;
     struct rp_sections sections, next_sections;
     uint64_t records, entries, disk_bytes;  /* of the epoch being taken */
-    struct rp_buf disk;                 /* its DISK records: u32 length + payload each */
 
     uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; full epoch: 1 + pass last written; 0: none */
     struct staged_page *pages;
@@ -61,7 +60,6 @@ void rp_image_destroy(struct rp_image *img)
     free(img->blocks);
     free(img->pages);
     free(img->mark);
-    rp_buf_fini(&img->disk);
     rp_sections_fini(&img->sections);
     rp_sections_fini(&img->next_sections);
     rp_digest_fini(&img->digest);
@@ -111,8 +109,9 @@ void rp_image_drop(struct rp_image *img)
     }
     clear_marks(img);
     rp_sections_reset(&img->next_sections);
-    rp_buf_reset(&img->disk);
     img->phase = PHASE_BETWEEN;
+    if (img->ops.disk)
+        img->ops.disk_drop(img->ops.ctx);
 }
 
 /* --- staging: pages are kept decoded, so that verifying hashes what will be applied and applying is a copy --- */
@@ -340,25 +339,8 @@ static int take_disk(struct rp_image *img, const struct rp_record *r, struct rp_
     int rc = rp_disk_walk(r, NULL, NULL, err);
     if (rc < 0)
         return rc;
-    if (!room(img, r->len))
-        return rp_error_set(err, ENOBUFS, "the epoch's disk writes are larger than the staging memory");
-    rp_buf_u32(&img->disk, r->len);
-    rp_buf_put(&img->disk, r->payload, r->len);
     img->disk_bytes += r->len;
-    return img->disk.failed ? rp_error_set(err, ENOMEM, "no memory for disk writes") : 0;
-}
-
-static int apply_disk(struct rp_image *img, struct rp_error *err)
-{
-    struct rp_reader in = rp_reader_of(img->disk.data, img->disk.len);
-    while (in.left > 0) {
-        struct rp_record r = {.type = RP_REC_DISK, .len = rp_get_u32(&in)};
-        r.payload = rp_get(&in, r.len);
-        int rc = img->ops.disk(img->ops.ctx, &r, err);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
+    return img->ops.disk(img->ops.ctx, r, err);
 }
 
 /* Sections that a delta epoch did not bring are its parent's. Only next_sections changes. */
@@ -426,14 +408,13 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
         return rp_error_set(err, EIO, "applying epoch %llu: fault point", (unsigned long long)t.number);
     if (inherit_sections(img) < 0)
         return rp_error_set(err, ENOMEM, "no memory for sections");
-    if ((rc = apply_disk(img, err)) < 0)
+    if (img->ops.disk && (rc = img->ops.disk_commit(img->ops.ctx, &img->next_header, err)) < 0)
         return rc;
     /* From here on nothing can fail. */
     swap_sections(img);
     if (img->phase == PHASE_STAGING)
         apply_staged(img);
     clear_marks(img);
-    rp_buf_reset(&img->disk);
     img->header = img->next_header;
     img->trailer = t;
     img->epoch = t.number;
@@ -516,5 +497,5 @@ const struct rp_digest *rp_image_digest(const struct rp_image *img)
 
 uint64_t rp_image_staged_bytes(const struct rp_image *img)
 {
-    return (uint64_t)img->npages * RP_PAGE_SIZE + img->disk.len;
+    return (uint64_t)img->npages * RP_PAGE_SIZE;
 }

@@ -11,6 +11,7 @@
 #define RP_CORE_SOURCE_H
 
 #include "core/epoch.h"
+#include "core/stream.h"
 
 struct rp_source_info {
     uint8_t vm_id[16];
@@ -21,10 +22,20 @@ struct rp_source_info {
 struct rp_cut {
     struct rp_sections *sections;   /* in: emptied by the engine; out: every device's state */
     struct rp_pageset *dirty;       /* in/out: pages dirtied since the last harvest are ORed in */
-    struct rp_buf *disk;            /* out: sealed-less DISK payloads of the epoch, u32 length + payload each; may be NULL */
+    struct rp_buf *disk;            /* in: empty; out: DISK payloads not pulled yet, u32 length + payload each. NULL without disk_start */
     uint64_t epoch;                 /* in: the number this cut ends; outputs until now belong to it */
     uint64_t guest_ns, wall_ns;     /* out */
     uint64_t pause_start_ns;        /* out: CLOCK_MONOTONIC when the first vCPU was kicked */
+};
+
+/* Private disks (docs/disks.md): the sink keeps copies of them. */
+struct rp_disk_run {
+    struct rp_disk_base have;       /* what the sink's copies hold; all zero: nothing */
+    uint64_t term;                  /* lease term the VM runs under, for the disks' marks */
+};
+struct rp_disk_progress {
+    uint64_t sync_bytes, done_bytes;    /* of this run's initial copy: how much, how much of it was pulled */
+    bool pressed;                       /* uncommitted writes near their bound: cut now (RP_CUT_MEMORY); output_fd was signalled */
 };
 
 struct rp_source;
@@ -49,6 +60,19 @@ struct rp_source_ops {
     int (*output_fd)(struct rp_source *s);
     /* Slows the vCPUs: 0 none … 99 percent of their time taken. */
     void (*throttle)(struct rp_source *s, unsigned percent);
+
+    /* The run's sink takes disk writes: from here on every one is kept for disk_pull or the next cut, in bounded memory
+     * (then the guest's requests wait). Before the run's first cut; all four NULL: no disks. */
+    int (*disk_start)(struct rp_source *s, const struct rp_disk_run *run, struct rp_error *err);
+    void (*disk_stop)(struct rp_source *s);
+    /* While the machine runs: appends DISK payloads to `out` (like rp_cut.disk): all writes kept so far and about `max`
+     * bytes of what the copies lack. 1: they lack more; 0: from now on writes only. They belong to the epoch that the next
+     * cut ends. */
+    int (*disk_pull)(struct rp_source *s, struct rp_buf *out, size_t max_bytes, struct rp_error *err);
+    void (*disk_progress)(struct rp_source *s, struct rp_disk_progress *out);
+    /* Gives up (false) or takes back (true) what only one host may hold: shared storage. The machine stands, after the final
+     * cut was committed and before the target is told to run. May be NULL. */
+    int (*storage)(struct rp_source *s, bool hold, struct rp_error *err);
 };
 struct rp_source {
     const struct rp_source_ops *ops;

@@ -250,6 +250,38 @@ static struct rp_disk_entry disk_entry(uint32_t disk, const uint8_t *e)
     return (struct rp_disk_entry){.disk = disk, .offset = rp_ld64(e), .len = rp_ld32(e + 8), .kind = rp_ld32(e + 12)};
 }
 
+static bool disk_has_data(uint32_t kind)
+{
+    return kind == RP_DISK_KIND_WRITE || kind == RP_DISK_KIND_SYNC;
+}
+
+void rp_disk_put(struct rp_buf *b, const struct rp_disk_entry *e)
+{
+    uint32_t data = disk_has_data(e->kind) ? e->len : 0;
+    rp_buf_u32(b, 8 + 16 + data);
+    rp_buf_u32(b, e->disk);
+    rp_buf_u32(b, 1);
+    rp_buf_u64(b, e->offset);
+    rp_buf_u32(b, e->len);
+    rp_buf_u32(b, e->kind);
+    rp_buf_put(b, e->data, data);
+}
+
+void rp_disk_put_sync(struct rp_buf *b, uint32_t disk, uint64_t size_bytes, const struct rp_disk_base *base)
+{
+    uint8_t data[RP_DISK_SYNC_BYTES];
+    memcpy(data, base->sync_id, sizeof(base->sync_id));
+    rp_st64(data + sizeof(base->sync_id), base->epoch);
+    rp_disk_put(b, &(struct rp_disk_entry){.disk = disk, .kind = RP_DISK_KIND_SYNC, .offset = size_bytes, .len = sizeof(data), .data = data});
+}
+
+struct rp_disk_base rp_disk_sync_of(const struct rp_disk_entry *e)
+{
+    struct rp_disk_base base = {.epoch = rp_ld64(e->data + sizeof(base.sync_id))};
+    memcpy(base.sync_id, e->data, sizeof(base.sync_id));
+    return base;
+}
+
 int rp_disk_walk(const struct rp_record *r, int (*fn)(void *ctx, const struct rp_disk_entry *e, struct rp_error *err), void *ctx,
                  struct rp_error *err)
 {
@@ -264,18 +296,20 @@ int rp_disk_walk(const struct rp_record *r, int (*fn)(void *ctx, const struct rp
     for (uint32_t i = 0; i < n; i++) {
         struct rp_disk_entry e = disk_entry(disk, table + 16 * (size_t)i);
         uint64_t end;
-        if (e.kind < RP_DISK_KIND_WRITE || e.kind > RP_DISK_KIND_DISCARD)
+        if (e.kind < RP_DISK_KIND_WRITE || e.kind > RP_DISK_KIND_SYNC)
             return disk_bad(err, r, i, "unknown kind");
+        if (e.kind == RP_DISK_KIND_SYNC && e.len != RP_DISK_SYNC_BYTES)
+            return disk_bad(err, r, i, "a SYNC of another length");
         if (e.len == 0 || !rp_add(e.offset, e.len, &end) || end > INT64_MAX)
             return disk_bad(err, r, i, "impossible range");
-        if (e.kind == RP_DISK_KIND_WRITE && !rp_get(&in, e.len))
+        if (disk_has_data(e.kind) && !rp_get(&in, e.len))
             return disk_bad(err, r, i, "its data are cut short");
     }
     if (in.left)
         return damaged(err, r->offset, r->type, "longer than its writes");
     for (uint32_t i = 0; fn && i < n; i++) {
         struct rp_disk_entry e = disk_entry(disk, table + 16 * (size_t)i);
-        if (e.kind == RP_DISK_KIND_WRITE)
+        if (disk_has_data(e.kind))
             e.data = rp_get(&data, e.len);
         int rc = fn(ctx, &e, err);
         if (rc)

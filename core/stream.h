@@ -95,15 +95,30 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
                 int (*fn)(void *ctx, const struct rp_ram_entry *e, struct rp_error *err), void *ctx,
                 struct rp_error *err) RP_MUST_CHECK;
 
-/* One entry of a DISK record. Offsets are bytes on the guest's disk number `disk`; the disk's size is the callee's to check. */
-enum rp_disk_kind { RP_DISK_KIND_WRITE = 1, RP_DISK_KIND_ZERO = 2, RP_DISK_KIND_DISCARD = 3 };  /* permanent numbers */
+/* One entry of a DISK record. Offsets are bytes on the guest's disk number `disk`; the disk's size is the callee's to check.
+ * DISCARD reads as zeroes like ZERO; the space may be given back. SYNC (docs/disks.md): from here on, in this epoch, comes
+ * what the receiver's copy of the disk lacks; offset = the disk's size, data = 16 bytes sync id, u64 base epoch. */
+enum rp_disk_kind {             /* permanent numbers */
+    RP_DISK_KIND_WRITE = 1, RP_DISK_KIND_ZERO = 2, RP_DISK_KIND_DISCARD = 3, RP_DISK_KIND_SYNC = 4
+};
+#define RP_DISK_SYNC_BYTES 24u
 struct rp_disk_entry {
     uint32_t disk;
     uint32_t kind;
     uint64_t offset;
     uint32_t len;
-    const uint8_t *data;        /* WRITE: len bytes; otherwise NULL */
+    const uint8_t *data;        /* WRITE, SYNC: len bytes; otherwise NULL */
 };
+/* Where a copy of a VM's disks stands: whose chain of disk writes, and the newest epoch it holds of it. */
+struct rp_disk_base {
+    uint8_t sync_id[16];        /* all zero: it holds nothing */
+    uint64_t epoch;
+};
+/* Appends u32 length and the payload of a DISK record with this one entry (what struct rp_cut.disk is a row of). */
+void rp_disk_put(struct rp_buf *b, const struct rp_disk_entry *e);
+void rp_disk_put_sync(struct rp_buf *b, uint32_t disk, uint64_t size_bytes, const struct rp_disk_base *base);
+/* What a SYNC entry, which rp_disk_walk has accepted, says. */
+struct rp_disk_base rp_disk_sync_of(const struct rp_disk_entry *e);
 /* Like rp_ram_walk: all of the record is validated first, then fn (may be NULL) gets each entry in order. -EBADMSG. */
 int rp_disk_walk(const struct rp_record *r, int (*fn)(void *ctx, const struct rp_disk_entry *e, struct rp_error *err), void *ctx,
                  struct rp_error *err) RP_MUST_CHECK;

@@ -16,7 +16,10 @@
 #define PASS_CHUNK 2048u        /* pages handed to the emitter at a time while the guest runs */
 #define COMMIT_RING 256u        /* cut times of epochs in flight */
 
-enum message_kind { MSG_EPOCH, MSG_PAGES, MSG_END };
+#define DISK_CHUNK (1u << 20)   /* bytes of a disk's initial copy asked for at a time */
+#define DISK_QUEUED (8u << 20)  /* bytes of DISK records that may wait for the emitter */
+
+enum message_kind { MSG_EPOCH, MSG_PAGES, MSG_DISK, MSG_END };
 
 /* What the engine thread hands to the emitter. Owned by whoever holds the pointer. */
 struct message {
@@ -27,7 +30,7 @@ struct message {
     uint64_t n;
     uint32_t pass;
     struct rp_sections sections;        /* MSG_END */
-    struct rp_buf disk;
+    struct rp_buf disk;                 /* MSG_DISK, MSG_END */
     struct rp_epoch_trailer trailer;
 };
 
@@ -52,7 +55,7 @@ struct rp_engine {
     bool epoch_open;                /* its MSG_EPOCH was handed over */
     uint32_t pass;
     uint64_t early, again;          /* pages captured early in this epoch; captured twice */
-    bool tracking;
+    bool tracking, disks;           /* disks: the source was told to keep their writes */
     int output_fd;
 
     /* emitter thread */
@@ -61,13 +64,14 @@ struct rp_engine {
     struct rp_encoder *encoder;
     struct rp_digest digest;
     struct rp_buf record;
-    uint64_t records, entries;      /* of the epoch being emitted */
+    uint64_t records, entries, disk_bytes;  /* of the epoch being emitted */
 
     struct rp_arena *arena;
     int wake_fd;                    /* stop, commit, failure */
     _Atomic bool stop, finish, failed, stands;
     _Atomic uint64_t committed, cut, committed_wall_ns;
     _Atomic uint64_t done_pages, put_off;
+    _Atomic uint64_t disk_queued, disk_emitted; /* bytes */
     _Atomic unsigned passes;
     _Atomic int state;              /* enum rp_engine_state */
     _Atomic uint64_t cut_ns[COMMIT_RING];
@@ -156,7 +160,7 @@ static int emit_record(void *ctx, struct rp_buf *record, struct rp_error *err)
 
 static int emit_epoch(struct rp_engine *e, const struct message *m, struct rp_error *err)
 {
-    e->records = e->entries = 0;
+    e->records = e->entries = e->disk_bytes = 0;
     rp_buf_reset(&e->record);
     int rc = rp_put_epoch(&e->record, 0, &m->header);
     return rc < 0 ? rp_error_set(err, rc, "no memory for an epoch header") : emit_record(e, &e->record, err);
@@ -181,18 +185,31 @@ static int emit_payloads(struct rp_engine *e, const struct rp_buf *row, uint8_t 
     return 0;
 }
 
+static int emit_disk(struct rp_engine *e, struct message *m, struct rp_error *err)
+{
+    uint64_t bytes = 0;
+    int rc = emit_payloads(e, &m->disk, RP_REC_DISK, &bytes, err);
+    e->disk_bytes += bytes;
+    atomic_fetch_add(&e->disk_emitted, bytes);
+    if (m->kind == MSG_DISK) {
+        atomic_fetch_sub(&e->disk_queued, m->disk.len);
+        wake(e);
+    }
+    return rc;
+}
+
 static int emit_end(struct rp_engine *e, struct message *m, struct rp_error *err)
 {
-    uint64_t section_bytes = 0, disk_bytes = 0;
+    uint64_t section_bytes = 0;
     int rc = emit_payloads(e, &m->sections.buf, RP_REC_SECTION, &section_bytes, err);
     if (rc == 0)
-        rc = emit_payloads(e, &m->disk, RP_REC_DISK, &disk_bytes, err);
+        rc = emit_disk(e, m, err);
     if (rc < 0)
         return rc;
     m->trailer.sections = m->sections.count;
     m->trailer.ram_records = e->records;
     m->trailer.ram_pages = e->entries;
-    m->trailer.disk_bytes = disk_bytes;
+    m->trailer.disk_bytes = e->disk_bytes;
     m->trailer.digest_lo = e->digest.sum.lo;
     m->trailer.digest_hi = e->digest.sum.hi;
     rp_buf_reset(&e->record);
@@ -210,6 +227,8 @@ static int emit_message(struct rp_engine *e, struct message *m, struct rp_error 
         return emit_epoch(e, m, err);
     case MSG_PAGES:
         return rp_encoder_run(e->encoder, m->epoch, m->pass, m->pages, m->n, emit_record, e, &e->records, &e->entries, err);
+    case MSG_DISK:
+        return emit_disk(e, m, err);
     case MSG_END:
         return emit_end(e, m, err);
     }
@@ -295,6 +314,92 @@ static int harvest(struct rp_engine *e, struct rp_error *err)
     return e->src->ops->harvest(e->src, &e->capture.pending, err);
 }
 
+static void drain_fd(int fd)
+{
+    uint64_t v;
+    if (fd >= 0 && read(fd, &v, sizeof(v)) < 0) {
+        /* nothing was there */
+    }
+}
+
+/* Waits until `until_ns`, an output begins to wait, or somebody wakes us. */
+static void wait_for(struct rp_engine *e, uint64_t until_ns)
+{
+    uint64_t now = rp_clock_ns();
+    uint64_t ns = until_ns > now ? until_ns - now : 0;
+    struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    struct pollfd fds[2] = {{.fd = e->wake_fd, .events = POLLIN}, {.fd = e->output_fd, .events = POLLIN}};
+    if (ppoll(fds, 2, &ts, NULL) <= 0)
+        return;
+    if (fds[0].revents)
+        drain_fd(e->wake_fd);
+    if (fds[1].revents) {
+        drain_fd(e->output_fd);
+        if (!e->policy.output_since_ns)
+            e->policy.output_since_ns = rp_clock_ns();
+    }
+}
+
+/* --- disks (docs/disks.md) --- */
+
+/* Hands DISK payloads to the emitter, in order; `disk` is then empty. */
+static int hand_disk(struct rp_engine *e, struct rp_buf *disk, struct rp_error *err)
+{
+    if (disk->len == 0)
+        return 0;
+    struct message *m = calloc(1, sizeof(*m));
+    if (!m)
+        return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
+    *m = (struct message){.kind = MSG_DISK, .disk = *disk};
+    *disk = (struct rp_buf){0};
+    atomic_fetch_add(&e->disk_queued, m->disk.len);
+    return hand_over(e, m, err);
+}
+
+/* Takes what the source has kept of its disks, and `max` bytes of their initial copy. 1: there is more of that. */
+static int pull_disks(struct rp_engine *e, size_t max, struct rp_error *err)
+{
+    struct rp_buf disk = {0};
+    if (!e->disks)
+        return 0;
+    while (atomic_load(&e->disk_queued) > DISK_QUEUED && !over(e))
+        wait_for(e, rp_clock_ns() + 100000000u);
+    if (over(e))
+        return -ECANCELED;
+    int more = e->src->ops->disk_pull(e->src, &disk, max, err);
+    int rc = more < 0 ? more : hand_disk(e, &disk, err);
+    rp_buf_fini(&disk);
+    return rc < 0 ? rc : more;
+}
+
+static int start_disks(struct rp_engine *e, struct rp_error *err)
+{
+    struct rp_disk_run run = {.have = e->cfg.have, .term = e->cfg.term};
+    if (!e->cfg.disks || !e->src->ops->disk_start)
+        return 0;
+    int rc = e->src->ops->disk_start(e->src, &run, err);
+    e->disks = rc == 0;
+    return rc;
+}
+
+/* The initial copy of the disks, while the guest runs. */
+static int sync_disks(struct rp_engine *e, struct rp_error *err)
+{
+    int more;
+    while ((more = pull_disks(e, DISK_CHUNK, err)) > 0)
+        ;
+    return more;
+}
+
+/* Uncommitted disk writes near their bound are a reason to cut. */
+static bool disks_press(struct rp_engine *e)
+{
+    struct rp_disk_progress p = {0};
+    if (e->disks)
+        e->src->ops->disk_progress(e->src, &p);
+    return p.pressed;
+}
+
 /* Captures everything pending and emits it while the guest runs, waiting for slots as needed. */
 static int stream_pending(struct rp_engine *e, struct rp_error *err)
 {
@@ -307,6 +412,8 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
         rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
         int rc = hand_pages(e, err);
+        if (rc == 0)
+            rc = pull_disks(e, 0, err);
         if (rc < 0 || over(e))
             return rc < 0 ? rc : -ECANCELED;
     }
@@ -424,7 +531,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
 {
     struct rp_sections sections = {0};
     struct rp_buf disk = {0};
-    struct rp_cut cut = {.sections = &sections, .dirty = &e->capture.pending, .disk = &disk, .epoch = e->epoch};
+    struct rp_cut cut = {.sections = &sections, .dirty = &e->capture.pending, .disk = e->disks ? &disk : NULL, .epoch = e->epoch};
     int rc = e->src->ops->cut(e->src, &cut, err);
     if (rc < 0)
         goto out;
@@ -432,9 +539,10 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     struct message *end = new_end(e, reason, &cut);
     if (!end || !capture_cut(e, final)) {
         let_run(e);
-        free(end);
         atomic_fetch_add(&e->put_off, 1);
-        rc = end ? -EAGAIN : rp_error_set(err, ENOMEM, "no memory for an epoch's message");
+        rc = end ? hand_disk(e, &disk, err) : rp_error_set(err, ENOMEM, "no memory for an epoch's message");
+        free(end);
+        rc = rc ? rc : -EAGAIN;
         goto out;
     }
     if (final)
@@ -482,32 +590,6 @@ static int cut_until_done(struct rp_engine *e, enum rp_epoch_reason reason, bool
     }
 }
 
-static void drain_fd(int fd)
-{
-    uint64_t v;
-    if (fd >= 0 && read(fd, &v, sizeof(v)) < 0) {
-        /* nothing was there */
-    }
-}
-
-/* Waits until `until_ns`, an output begins to wait, or somebody wakes us. */
-static void wait_for(struct rp_engine *e, uint64_t until_ns)
-{
-    uint64_t now = rp_clock_ns();
-    uint64_t ns = until_ns > now ? until_ns - now : 0;
-    struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    struct pollfd fds[2] = {{.fd = e->wake_fd, .events = POLLIN}, {.fd = e->output_fd, .events = POLLIN}};
-    if (ppoll(fds, 2, &ts, NULL) <= 0)
-        return;
-    if (fds[0].revents)
-        drain_fd(e->wake_fd);
-    if (fds[1].revents) {
-        drain_fd(e->output_fd);
-        if (!e->policy.output_since_ns)
-            e->policy.output_since_ns = rp_clock_ns();
-    }
-}
-
 /* One delta epoch: opened, waited for, captured early where that pays, cut. */
 static int delta_epoch(struct rp_engine *e, struct rp_error *err)
 {
@@ -520,6 +602,8 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
         e->policy.in_flight = (unsigned)(e->epoch - 1 - atomic_load(&e->committed));
         if (atomic_load(&e->finish))
             return cut_until_done(e, RP_CUT_FINAL, true, err);
+        if (e->policy.in_flight < e->policy.goal.depth && disks_press(e))
+            return cut_until_done(e, RP_CUT_MEMORY, false, err);
         struct rp_decision d = rp_policy_next(&e->policy, rp_clock_ns(), early_done, rounds);
         switch (d.action) {
         case RP_POLICY_WAIT:
@@ -553,7 +637,11 @@ static int run(struct rp_engine *e, struct rp_error *err)
     e->tracking = true;
     rc = harvest(e, err);
     if (rc == 0)
+        rc = start_disks(e, err);
+    if (rc == 0)
         rc = open_epoch(e, true, err);
+    if (rc == 0)
+        rc = sync_disks(e, err);
     if (rc == 0)
         rc = sync_passes(e, err);
     if (rc == 0 && e->kind == RP_RUN_CONTINUOUS)
@@ -583,6 +671,8 @@ static void *engine_main(void *arg)
     pthread_join(e->emit_thread, NULL);
     if (e->tracking)
         e->src->ops->track_stop(e->src);
+    if (e->disks)
+        e->src->ops->disk_stop(e->src);
     pthread_mutex_lock(&e->result_lock);
     rc = e->rc;
     err = e->why;
@@ -727,6 +817,12 @@ void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out)
     out->ram_bytes = e->info.ram.pages * RP_PAGE_SIZE;
     out->done_bytes = atomic_load(&e->done_pages) * RP_PAGE_SIZE;
     out->passes = atomic_load(&e->passes);
+    out->disk_bytes = atomic_load(&e->disk_emitted);
+    struct rp_disk_progress disks = {0};
+    if (e->cfg.disks && e->src->ops->disk_progress)
+        e->src->ops->disk_progress(e->src, &disks);
+    out->disk_sync_bytes = disks.sync_bytes;
+    out->disk_done_bytes = disks.done_bytes;
     out->dirty_pages_s = (double)atomic_load(&e->dirty_milli_s) / 1000;
     out->arena_bytes = e->cfg.memory_bytes;
     out->cuts_put_off = atomic_load(&e->put_off);

@@ -18,7 +18,8 @@
  * E2  A page is in `pending`, in a list, or unchanged since the last epoch: nothing dirty is ever dropped.
  * E3  Epoch n+1 is emitted after the whole of epoch n, on one thread: the sink sees epochs in order.
  * E4  release(n) only after the sink said committed(n).
- * E5  Memory: the arena, plus 8 bytes a page of bookkeeping, 16 of digest; `depth` epochs of device state.
+ * E5  Disk writes of an epoch are emitted in the order in which the source gave them, before its EPOCH_END (docs/disks.md).
+ * E6  Memory: the arena, plus 8 bytes a page of bookkeeping, 16 of digest; `depth` epochs of device state.
  *
  * Threads: "engine", "emit", encoders, capture helpers. The public calls are for one control thread; stats any.
  */
@@ -42,6 +43,8 @@ struct rp_engine_config {
     uint32_t codecs;            /* mask of 1 << rp_codec_id; 0: all */
     uint64_t first_epoch;       /* number of the first epoch; 0: 1 */
     uint64_t term;              /* lease term in the headers */
+    bool disks;                 /* the sink keeps copies of the source's private disks (docs/disks.md) */
+    struct rp_disk_base have;   /* what they hold already */
 };
 
 enum rp_engine_state { RP_ENGINE_SYNCING, RP_ENGINE_STEADY, RP_ENGINE_DONE, RP_ENGINE_FAILED };
@@ -52,6 +55,8 @@ struct rp_engine_stats {
     uint64_t committed_wall_ns;         /* when */
     uint64_t ram_bytes, done_bytes;     /* the full sync: RAM to look at, looked at so far */
     unsigned passes;                    /* of the full epoch */
+    uint64_t disk_sync_bytes, disk_done_bytes;  /* the disks' initial copy: how much, done so far */
+    uint64_t disk_bytes;                /* in DISK records so far */
     double dirty_pages_s;
     uint64_t arena_bytes;
     uint64_t cuts_put_off;              /* cuts that found more dirty pages than slots */

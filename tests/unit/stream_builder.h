@@ -270,11 +270,11 @@ static inline ssize_t sb_read(void *ctx, void *buf, size_t len)
     return (ssize_t)n;
 }
 
-/* A receiver with its own RAM and a log of disk records. */
+/* A receiver with its own RAM and a log of disk records: those of the epoch being taken, and those that count. */
 struct sb_target {
     struct rp_ram_view ram;
     struct rp_image *image;
-    unsigned disk_records, epochs;
+    unsigned disk_staged, disk_records, disk_commits, epochs;
     int disk_rc;
 };
 
@@ -292,16 +292,33 @@ static inline int sb_target_disk(void *ctx, const struct rp_record *r, struct rp
 {
     struct sb_target *t = ctx;
     (void)r;
+    (void)err;
+    t->disk_staged++;
+    return 0;
+}
+
+static inline int sb_target_disk_commit(void *ctx, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    struct sb_target *t = ctx;
+    (void)h;
     if (t->disk_rc < 0)
         return rp_error_set(err, t->disk_rc, "the disk is full");
-    t->disk_records++;
+    t->disk_records += t->disk_staged;
+    t->disk_staged = 0;
+    t->disk_commits++;
     return 0;
+}
+
+static inline void sb_target_disk_drop(void *ctx)
+{
+    ((struct sb_target *)ctx)->disk_staged = 0;
 }
 
 static inline void sb_target_init(struct sb_target *t, enum rp_image_mode mode, uint64_t staging_max)
 {
     *t = (struct sb_target){0};
-    struct rp_image_ops ops = {.ctx = t, .ram = sb_target_ram, .disk = sb_target_disk};
+    struct rp_image_ops ops = {.ctx = t, .ram = sb_target_ram, .disk = sb_target_disk,
+                               .disk_commit = sb_target_disk_commit, .disk_drop = sb_target_disk_drop};
     sb_check(rp_image_create(mode, &ops, staging_max, &t->image, NULL));
 }
 

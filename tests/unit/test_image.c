@@ -325,6 +325,7 @@ Test(image, disk_writes_wait_for_the_verified_epoch)
     sb_epoch(&p.s, 2, 1);
     sb_disk(&p.s, 0, 4096, "hello");
     cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 0, "%s", p.err.text);
+    cr_assert_eq(p.t.disk_staged, 1);
     cr_assert_eq(p.t.disk_records, 0);
     sb_epoch_end(&p.s);
     cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
@@ -338,6 +339,8 @@ Test(image, disk_writes_wait_for_the_verified_epoch)
     p.t.disk_rc = -ENOSPC;
     refused(&p, -ENOSPC, "disk is full");
     cr_assert_eq(rp_image_epoch(p.t.image), 2);
+    cr_assert_eq(p.t.disk_records, 1);
+    cr_assert_eq(p.t.disk_staged, 0, "a refused epoch's writes are thrown away");
     cr_assert_eq(rp_page_is_zero(rp_ram_page(&p.t.ram, 0)), false, "RAM stays with the epoch that the disks hold");
     sb_epoch(&p.s, 3, 2);
     sb_record(&p.s, RP_REC_DISK, 0, "\0\0\0\0\1\0\0\0", 8);
@@ -356,6 +359,7 @@ Test(image, INV2_fault_image_apply)
     rp_fault_reload();
     refused(&p, -EIO, "applying epoch 2: fault point");
     cr_assert_eq(p.t.disk_records, 0);
+    cr_assert_eq(p.t.disk_staged, 0);
     same(&p, 1);
     finish(&p);
 }

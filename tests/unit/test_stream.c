@@ -301,7 +301,9 @@ Test(stream, INV4_hostile_disk_records)
     refuse_disk("", 0, "impossible number");
     refuse_disk("\0\0\0\0\xff\xff\xff\xff", 8, "impossible number");
     refuse_disk(DISK, 8, "cut short");
-    refuse_disk(DISK AT0 "\1\0\0\0" "\4\0\0\0", 24, "unknown kind");
+    refuse_disk(DISK AT0 "\1\0\0\0" "\5\0\0\0", 24, "unknown kind");
+    refuse_disk(DISK AT0 "\27\0\0\0" "\4\0\0\0", 24, "a SYNC of another length");
+    refuse_disk(DISK AT0 "\30\0\0\0" "\4\0\0\0" "sync", 28, "cut short");
     refuse_disk(DISK AT0 "\0\0\0\0" "\2\0\0\0", 24, "impossible range");
     refuse_disk(DISK "\xff\xff\xff\xff\xff\xff\xff\x7f" "\1\0\0\0" "\2\0\0\0", 24, "impossible range");
     refuse_disk(DISK "\xff\xff\xff\xff\xff\xff\xff\xff" "\1\0\0\0" "\2\0\0\0", 24, "impossible range");
@@ -332,4 +334,42 @@ Test(stream, disk_entries_come_in_order_with_their_data)
     unsigned n = 0;
     cr_assert_eq(rp_disk_walk(&r, same_disk, &n, NULL), 0);
     cr_assert_eq(n, 3);
+}
+
+static int keep_entry(void *ctx, const struct rp_disk_entry *e, struct rp_error *err)
+{
+    (void)err;
+    struct rp_disk_entry *out = ctx;
+    *out = *e;
+    return 0;
+}
+
+/* What rp_disk_put and rp_disk_put_sync make, rp_disk_walk takes. */
+Test(stream, disk_entries_there_and_back)
+{
+    struct rp_buf b = {0};
+    struct rp_disk_base base = {.sync_id = "0123456789abcde", .epoch = 812};
+    struct rp_disk_entry e;
+    rp_disk_put(&b, &(struct rp_disk_entry){.disk = 3, .kind = RP_DISK_KIND_WRITE, .offset = 1u << 20, .len = 5, .data = (const uint8_t *)"hello"});
+    rp_disk_put(&b, &(struct rp_disk_entry){.disk = 2, .kind = RP_DISK_KIND_DISCARD, .offset = 512, .len = 0x80000000u});
+    rp_disk_put_sync(&b, 7, 10ull << 30, &base);
+    cr_assert_not(b.failed);
+    struct rp_reader in = rp_reader_of(b.data, b.len);
+    for (unsigned i = 0; i < 3; i++) {
+        struct rp_record r = {.type = RP_REC_DISK, .len = rp_get_u32(&in)};
+        struct rp_error err = {0};
+        r.payload = rp_get(&in, r.len);
+        cr_assert(r.payload);
+        cr_assert_eq(rp_disk_walk(&r, keep_entry, &e, &err), 0, "%s", err.text);
+        cr_assert_eq(e.disk, i == 0 ? 3 : i == 1 ? 2 : 7);
+        cr_assert_eq(e.kind, i == 0 ? RP_DISK_KIND_WRITE : i == 1 ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_SYNC);
+        if (i == 0)
+            cr_assert_eq(memcmp(e.data, "hello", 5), 0);
+    }
+    struct rp_disk_base got = rp_disk_sync_of(&e);
+    cr_assert_eq(e.offset, 10ull << 30);
+    cr_assert_eq(got.epoch, 812);
+    cr_assert_eq(memcmp(got.sync_id, base.sync_id, sizeof(got.sync_id)), 0);
+    cr_assert_eq(in.left, 0);
+    rp_buf_fini(&b);
 }
