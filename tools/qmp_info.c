@@ -71,7 +71,7 @@ static int query_commands(struct rp_qmp_call *call, struct rp_error *err)
 static int query_events(struct rp_qmp_call *call, struct rp_error *err)
 {
     static const char *const names[] = {"STOP", "RESUME", "POWERDOWN", "RESET", "SHUTDOWN", "GUEST_FAILED", "DEVICE_BROKEN",
-                                        "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED"};
+                                        "BALLOON_CHANGE", "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED"};
     json_t *list = json_array();
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         json_array_append_new(list, json_pack("{s:s}", "name", names[i]));
@@ -149,6 +149,24 @@ static int query_nics(struct rp_qmp_call *call, struct rp_error *err)
     return answer(call, list, err);
 }
 
+/* "actual" is QEMU's; the rest is ours. Statistics are what the guest sent after the last call, as QEMU names them. */
+static int query_balloon(struct rp_qmp_call *call, struct rp_error *err)
+{
+    static const char *const names[RP_BALLOON_STATS] = {
+        "stat-swap-in", "stat-swap-out", "stat-major-faults", "stat-minor-faults", "stat-free-memory", "stat-total-memory",
+        "stat-available-memory", "stat-disk-caches", "stat-htlb-pgalloc", "stat-htlb-pgfail"};
+    struct rp_balloon_info b;
+    int rc = rp_machine_balloon(((struct rp_vm *)call->ctx)->machine, &b, err);
+    if (rc < 0)
+        return rc;
+    json_t *stats = json_object();
+    for (unsigned i = 0; i < RP_BALLOON_STATS; i++)
+        if (b.stats[i] <= INT64_MAX)
+            json_object_set_new(stats, names[i], json_integer((json_int_t)b.stats[i]));
+    return answer(call, json_pack("{s:I, s:I, s:o}", "actual", (json_int_t)b.actual_bytes, "target", (json_int_t)b.target_bytes,
+                                  "stats", stats), err);
+}
+
 /* Ours: the VM's history (INV-7), oldest first. */
 static int query_history(struct rp_qmp_call *call, struct rp_error *err)
 {
@@ -200,6 +218,7 @@ static const struct rp_qmp_command commands[] = {
     {.name = "query-block", .run = query_block},
     {.name = "query-blockstats", .run = query_blockstats},
     {.name = "query-nics", .run = query_nics},
+    {.name = "query-balloon", .run = query_balloon},
     {.name = "query-history", .run = query_history, .args = history_args},
     {.name = "query-vm", .run = query_vm},
 };

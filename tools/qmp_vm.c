@@ -44,12 +44,23 @@ static int cmd_quit(struct rp_qmp_call *call, struct rp_error *err)
     return 0;
 }
 
+static int cmd_balloon(struct rp_qmp_call *call, struct rp_error *err)
+{
+    json_int_t bytes = json_integer_value(json_object_get(call->args, "value"));
+    if (bytes == 0)
+        return rp_error_set(err, EINVAL, "\"value\" is the RAM in bytes that the guest shall have: more than 0");
+    return rp_machine_balloon_set(((struct rp_vm *)call->ctx)->machine, (uint64_t)bytes, err);
+}
+
+static const struct rp_qmp_arg balloon_args[] = {{"value", RP_QMP_SIZE, false}, {.name = NULL}};
+
 static const struct rp_qmp_command commands[] = {
     {.name = "stop", .run = cmd_stop},
     {.name = "cont", .run = cmd_cont},
     {.name = "system_powerdown", .run = cmd_powerdown},
     {.name = "system_reset", .run = cmd_reset},
     {.name = "quit", .run = cmd_quit},
+    {.name = "balloon", .run = cmd_balloon, .args = balloon_args},
 };
 
 struct rp_qmp_table rp_qmp_vm_table(void)

@@ -44,9 +44,11 @@ int rp_virtio_console_create(const struct rp_device_env *env, unsigned slot, con
 
 int rp_virtio_balloon_create(const struct rp_device_env *env, unsigned slot, struct rp_device *out,
                              struct rp_error *err) RP_MUST_CHECK;
-/* How much RAM the guest should give back. */
-void rp_virtio_balloon_target(const struct rp_device *d, uint64_t bytes);
+/* How much RAM the guest should be left with. */
+void rp_virtio_balloon_target(const struct rp_device *d, uint64_t ram_bytes);
 uint64_t rp_virtio_balloon_actual(const struct rp_device *d);
+/* Also asks the guest for fresh statistics, for the next call. False: no driver runs it. */
+bool rp_virtio_balloon_info(const struct rp_device *d, struct rp_balloon_info *out);
 
 extern const struct rp_state_table rp_virtio_blk_table, rp_virtio_net_table, rp_virtio_rng_table,
     rp_virtio_console_table, rp_virtio_balloon_table;

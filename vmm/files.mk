@@ -38,9 +38,11 @@ vmm_SRCS += \
 	vmm/net_tap.c \
 	vmm/pci.c \
 	vmm/pci_msix.c \
+	vmm/virtio_balloon.c \
 	vmm/virtio_blk.c \
 	vmm/virtio_net.c \
 	vmm/virtio_pci.c \
+	vmm/virtio_rng.c \
 	vmm/virtq.c
 
 # Stand-ins; the last, so that an archive gives them only to who finds nothing else.

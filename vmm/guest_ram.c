@@ -2,6 +2,7 @@
 #include "vmm/guest_ram.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/memfd.h>
 #include <stdatomic.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #define HUGE_BYTES (2ull << 20)
+#define DISCARD_STEP (64u << 10)
 #define SIZE_MAX_BYTES (1ull << 40)     /* 1 TiB: far beyond what is supported, keeps every sum below 2^63 */
 
 static void layout(struct rp_ram_view *view, uint64_t size_bytes)
@@ -126,7 +128,7 @@ int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg,
 
     if (rc < 0)
         return rc;
-    *ram = (struct rp_guest_ram){.memfd = -1, .size_bytes = cfg->size_bytes};
+    *ram = (struct rp_guest_ram){.memfd = -1, .size_bytes = cfg->size_bytes, .hugetlb = cfg->hugetlb};
     layout(&ram->view, cfg->size_bytes);
     end_bytes = ram->view.gfn_end << RP_PAGE_SHIFT;
 
@@ -222,6 +224,37 @@ int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t 
     memcpy(p, in, len);
     rp_ram_dirty(ram, gpa, len);
     return 0;
+}
+
+/* Where the next page at or after `at` is that the memfd holds; `end` when there is none before. */
+static uint64_t next_data(const struct rp_guest_ram *ram, uint64_t at, uint64_t end)
+{
+    off_t next = lseek(ram->memfd, (off_t)at, SEEK_DATA);
+
+    return next < 0 || (uint64_t)next > end ? end : (uint64_t)next;     /* ENXIO: holes to the end of the file */
+}
+
+int64_t rp_ram_discard(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len)
+{
+    uint64_t at, end, next;
+
+    if (!rp_ram_at(ram, gpa, len))
+        return -EFAULT;
+    if (ram->keep || ram->hugetlb)
+        return 0;
+    at = (gpa.v + RP_PAGE_SIZE - 1) & ~(uint64_t)(RP_PAGE_SIZE - 1);
+    end = (gpa.v + len) & ~(uint64_t)(RP_PAGE_SIZE - 1);
+    if (at >= end)
+        return 0;
+    len = end - at;
+    /* In steps: where data ends (SEEK_HOLE) costs a walk over all of it, and a few pages marked too many cost nothing. */
+    for (at = next_data(ram, at, end); at < end; at = next_data(ram, next, end)) {
+        next = at + DISCARD_STEP < end ? at + DISCARD_STEP : end;
+        if (fallocate(ram->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(next - at)) != 0)
+            len -= next - at;
+        rp_ram_dirty(ram, rp_gpa(at), next - at);   /* also when it failed half-way */
+    }
+    return (int64_t)len;
 }
 
 void rp_ram_track(struct rp_guest_ram *ram, bool on)

@@ -35,9 +35,11 @@ struct rp_ram_config {
 struct rp_guest_ram {
     struct rp_ram_view view;
     int memfd;
+    bool hugetlb;
     uint64_t size_bytes;
     struct rp_pageset device_dirty;     /* atomic: pages the host wrote since the last harvest */
     _Atomic bool track;                 /* device_dirty is kept; rp_ram_track */
+    bool keep;                          /* machine lock: nothing is discarded; rp_ram_keep */
 };
 
 int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg, struct rp_error *err) RP_MUST_CHECK;
@@ -52,6 +54,12 @@ void rp_ram_dirty_iov(struct rp_guest_ram *ram, const struct iovec *iov, int n, 
 /* Copies; -EFAULT when not RAM. Write marks dirty. */
 int rp_ram_read(const struct rp_guest_ram *ram, rp_gpa_t gpa, void *out, size_t len) RP_MUST_CHECK;
 int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t len) RP_MUST_CHECK;
+/* Gives [gpa, gpa+len) back to the host, pages that lie in it whole: they read as zeroes from then on, and those that
+ * held something are dirty. Frames of huge pages stay as they are, and so does everything while rp_ram_keep is on.
+ * Machine lock held. Returns the bytes that are holes now; -EFAULT when not RAM. */
+int64_t rp_ram_discard(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len) RP_MUST_CHECK;
+/* While true, pages stay where they are: somebody copies them, registered them or waits for their faults. Machine lock. */
+static inline void rp_ram_keep(struct rp_guest_ram *ram, bool keep) { ram->keep = keep; }
 /* Starts or stops keeping device_dirty (stopping empties it). The source's thread, machine lock held. */
 void rp_ram_track(struct rp_guest_ram *ram, bool on);
 

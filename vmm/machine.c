@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -402,4 +403,38 @@ unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned
         rp_virtio_net_info(&m->devices[m->nic_at[i]], &out[i]);
     pthread_mutex_unlock(&m->lock);
     return n;
+}
+
+static const struct rp_device *balloon(const struct rp_machine *m)
+{
+    for (unsigned i = 0; i < m->ndevices; i++)
+        if (m->cfg.balloon && strcmp(m->devices[i].section, rp_virtio_balloon_table.name) == 0)
+            return &m->devices[i];
+    return NULL;
+}
+
+int rp_machine_balloon(struct rp_machine *m, struct rp_balloon_info *out, struct rp_error *err)
+{
+    const struct rp_device *d = balloon(m);
+    bool driven = false;
+
+    if (d) {
+        pthread_mutex_lock(&m->lock);
+        driven = rp_virtio_balloon_info(d, out);
+        pthread_mutex_unlock(&m->lock);
+    }
+    return driven ? 0 : rp_error_set(err, ENODEV, d ? "the guest does not drive its balloon" : "the VM has no balloon (--balloon on)");
+}
+
+int rp_machine_balloon_set(struct rp_machine *m, uint64_t ram_bytes, struct rp_error *err)
+{
+    struct rp_balloon_info now;
+    int rc = rp_machine_balloon(m, &now, err);
+
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(&m->lock);
+    rp_virtio_balloon_target(balloon(m), ram_bytes);
+    pthread_mutex_unlock(&m->lock);
+    return 0;
 }

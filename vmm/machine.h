@@ -99,9 +99,19 @@ int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const st
 struct rp_vcpu_info { unsigned index; int thread_id; bool halted; };
 struct rp_disk_info { const char *path; bool readonly; uint64_t size_bytes; uint64_t rd_ops, wr_ops, rd_bytes, wr_bytes, flush_ops; };
 struct rp_nic_info { char mac[18]; const char *kind, *name; uint64_t rx_frames, tx_frames, rx_bytes, tx_bytes; };
+#define RP_BALLOON_STATS 10u    /* VIRTIO_BALLOON_S_… */
+struct rp_balloon_info {
+    uint64_t target_bytes, actual_bytes;    /* RAM that the guest shall have, and has */
+    uint64_t stats_age_ns;                  /* UINT64_MAX: none came yet */
+    uint64_t stats[RP_BALLOON_STATS];       /* all ones: the guest did not say */
+};
 const struct rp_machine_config *rp_machine_cfg(const struct rp_machine *m);
 unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsigned max);
 unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max);
 unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned max);
+/* -ENODEV: no balloon, or no driver that runs it. The statistics are those of the last call's asking. */
+int rp_machine_balloon(struct rp_machine *m, struct rp_balloon_info *out, struct rp_error *err) RP_MUST_CHECK;
+/* Asks the guest to make do with `ram_bytes`; it comes by and by, if at all. */
+int rp_machine_balloon_set(struct rp_machine *m, uint64_t ram_bytes, struct rp_error *err) RP_MUST_CHECK;
 
 #endif
