@@ -38,7 +38,7 @@ static int header_validate(const void *state, struct rp_error *err)
 
 static const struct rp_field header_fields[] = {
     RP_BYTES(struct rp_epoch_header, vm_id, 1),
-    RP_BYTES(struct rp_epoch_header, vm_name, 2),
+    RP_TEXT(struct rp_epoch_header, vm_name, 2),
     RP_U64(struct rp_epoch_header, number, 3),
     RP_U64(struct rp_epoch_header, parent, 4),
     RP_U64(struct rp_epoch_header, term, 5),
@@ -139,4 +139,12 @@ bool rp_sections_find(const struct rp_sections *s, const char *name, uint32_t in
             return true;
         }
     return false;
+}
+
+int rp_section_decode(const struct rp_state_table *t, const struct rp_section *sec, void *state, struct rp_error *err)
+{
+    if (sec->version == 0 || sec->version > t->version)
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EPROTONOSUPPORT, "section \"%s\" %u is version %u, this reprise reads up to %u: %s",
+                             t->name, sec->instance, sec->version, t->version, sec->version ? "use a newer reprise" : "it is damaged");
+    return rp_state_decode(t, state, sec->bytes, sec->len, err);
 }

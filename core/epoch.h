@@ -75,5 +75,7 @@ int rp_sections_put(struct rp_sections *s, const struct rp_section *sec) RP_MUST
 bool rp_sections_next(const struct rp_sections *s, size_t *pos, struct rp_section *out);
 /* Finds one by name and instance. */
 bool rp_sections_find(const struct rp_sections *s, const char *name, uint32_t instance, struct rp_section *out);
+/* Decodes a section that `t` describes (rp_state_decode says how). -EPROTONOSUPPORT: written by a newer reprise. */
+int rp_section_decode(const struct rp_state_table *t, const struct rp_section *sec, void *state, struct rp_error *err) RP_MUST_CHECK;
 
 #endif

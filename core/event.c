@@ -127,9 +127,9 @@ struct history_state {
 RP_TABLE(rp_event_table, "event", 1, struct rp_event,
     RP_U64(struct rp_event, wall_ns, 1),
     RP_U64(struct rp_event, epoch, 2),
-    RP_BYTES(struct rp_event, name, 3),
-    RP_BYTES(struct rp_event, host, 4),
-    RP_BYTES(struct rp_event, data, 5));
+    RP_TEXT(struct rp_event, name, 3),
+    RP_TEXT(struct rp_event, host, 4),
+    RP_TEXT(struct rp_event, data, 5));
 
 static int history_validate(const void *state, struct rp_error *err)
 {
@@ -177,7 +177,7 @@ int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_e
     struct history_state *h = calloc(1, sizeof(*h));
     if (!h)
         return rp_error_set(err, ENOMEM, "no memory for the history");
-    int rc = rp_state_decode(&rp_history_table, h, s->bytes, s->len, err);
+    int rc = rp_section_decode(&rp_history_table, s, h, err);
     if (rc == 0) {
         pthread_mutex_lock(&ev->lock);
         prepend(ev, h->events, h->count);

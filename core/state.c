@@ -201,11 +201,15 @@ int rp_state_decode(const struct rp_state_table *t, void *state, const void *byt
 
 static void print_value(const struct rp_field *f, const uint8_t *p, uint32_t n, FILE *out)
 {
+    uint32_t w = width_of(f);
+    if (f->flags & RP_F_TEXT) {
+        rp_json_text(p, n, out);
+        return;
+    }
     for (uint32_t i = 0; i < n; i++) {
         uint64_t v = 0;
-        uint32_t w = width_of(f);
         memcpy(&v, p + (size_t)i * w, w);
-        if (f->kind == RP_F_BYTES)
+        if (w == 1 && (n > 1 || f->kind == RP_F_BYTES))
             fprintf(out, "%02llx", (unsigned long long)v);
         else
             fprintf(out, "%s0x%llx", i ? " " : "", (unsigned long long)v);
@@ -217,9 +221,17 @@ static uint32_t shown(const struct rp_field *f, const uint8_t *p, uint32_t n)
 {
     uint32_t w = width_of(f);
     static const uint8_t zero[8];
-    while (n > 1 && memcmp(p + (size_t)(n - 1) * w, zero, w) == 0)
+    while (!(f->flags & RP_F_TEXT) && n > 1 && memcmp(p + (size_t)(n - 1) * w, zero, w) == 0)
         n--;
     return n;
+}
+
+static void print_element(const struct rp_field *f, uint32_t k, FILE *out, int indent)
+{
+    if (f->counted_by || f->count > 1)
+        fprintf(out, "%*s%s[%u]\n", indent, "", f->name, k);
+    else
+        fprintf(out, "%*s%s\n", indent, "", f->name);
 }
 
 void rp_state_print(const struct rp_state_table *t, const void *state, FILE *out, int indent)
@@ -232,7 +244,7 @@ void rp_state_print(const struct rp_state_table *t, const void *state, FILE *out
         uint32_t n = used(f, s);
         if (f->kind == RP_F_STRUCT) {
             for (uint32_t k = 0; k < n; k++) {
-                fprintf(out, "%*s%s[%u]\n", indent, "", f->name, k);
+                print_element(f, k, out, indent);
                 rp_state_print(f->table, s + f->offset + (size_t)k * f->table->size, out, indent + 2);
             }
             continue;
@@ -258,12 +270,16 @@ int rp_state_diff(const struct rp_state_table *t, const void *a, const void *b, 
                 size_t at = f->offset + (size_t)k * f->table->size;
                 int d = rp_state_diff(f->table, sa + at, sb + at, NULL, 0);
                 if (d && out) {
-                    fprintf(out, "%*s%s[%u]\n", indent, "", f->name, k);
+                    print_element(f, k, out, indent);
                     rp_state_diff(f->table, sa + at, sb + at, out, indent + 2);
                 }
                 differ += d;
             }
-            differ += na != nb;
+            if (na != nb) {
+                differ++;
+                if (out)
+                    fprintf(out, "%*s%s: %u elements -> %u elements\n", indent, "", f->name, na, nb);
+            }
             continue;
         }
         if (na == nb && memcmp(sa + f->offset, sb + f->offset, (size_t)na * width_of(f)) == 0)
@@ -278,6 +294,72 @@ int rp_state_diff(const struct rp_state_table *t, const void *a, const void *b, 
         fputc('\n', out);
     }
     return differ;
+}
+
+/* --- JSON --- */
+
+void rp_json_text(const void *text, size_t n, FILE *out)
+{
+    const uint8_t *p = text;
+    fputc('"', out);
+    for (size_t i = 0; i < n && p[i]; i++)
+        if (p[i] == '"' || p[i] == '\\')
+            fprintf(out, "\\%c", p[i]);
+        else if (p[i] < ' ' || p[i] > '~')
+            fprintf(out, "\\u%04x", p[i]);
+        else
+            fputc(p[i], out);
+    fputc('"', out);
+}
+
+static void json_value(const struct rp_field *f, const uint8_t *p, uint32_t n, FILE *out)
+{
+    uint32_t w = width_of(f);
+    bool row = f->counted_by || f->count > 1;
+    if (f->flags & RP_F_TEXT) {
+        rp_json_text(p, n, out);
+        return;
+    }
+    if (w == 1 && (row || f->kind == RP_F_BYTES)) {
+        fputc('"', out);
+        print_value(f, p, n, out);
+        fputc('"', out);
+        return;
+    }
+    fputs(row ? "[" : "", out);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t v = 0;
+        memcpy(&v, p + (size_t)i * w, w);
+        fprintf(out, "%s%llu", i ? ", " : "", (unsigned long long)v);
+    }
+    fputs(row ? "]" : "", out);
+}
+
+void rp_state_json(const struct rp_state_table *t, const void *state, FILE *out)
+{
+    const uint8_t *s = state;
+    const char *sep = "";
+    fputc('{', out);
+    for (uint32_t i = 0; i < t->nfields; i++) {
+        const struct rp_field *f = &t->fields[i];
+        uint32_t n = used(f, s);
+        bool row = f->counted_by || f->count > 1;
+        if (f->flags & RP_F_PAD)
+            continue;
+        fprintf(out, "%s\"%s\": ", sep, f->name);
+        sep = ", ";
+        if (f->kind != RP_F_STRUCT) {
+            json_value(f, s + f->offset, n, out);
+            continue;
+        }
+        fputs(row ? "[" : "", out);
+        for (uint32_t k = 0; k < n; k++) {
+            fputs(k ? ", " : "", out);
+            rp_state_json(f->table, s + f->offset + (size_t)k * f->table->size, out);
+        }
+        fputs(row ? "]" : "", out);
+    }
+    fputc('}', out);
 }
 
 /* A row's counter is a u32 of the same struct that is encoded before it. */

@@ -29,6 +29,7 @@ enum rp_field_kind {
 enum rp_field_flags {
     RP_F_OPTIONAL = 1,  /* may be missing in the bytes */
     RP_F_PAD = 2,       /* reserved, zero, not encoded: only tiles the struct */
+    RP_F_TEXT = 4,      /* RP_F_BYTES that hold NUL-padded text: printed as such */
 };
 
 struct rp_state_table;
@@ -62,6 +63,7 @@ struct rp_state_table {
 #define RP_U32(s, m, tag) RP_FIELD_(s, m, tag, RP_F_U32, 1, 0)
 #define RP_U64(s, m, tag) RP_FIELD_(s, m, tag, RP_F_U64, 1, 0)
 #define RP_BYTES(s, m, tag) RP_FIELD_(s, m, tag, RP_F_BYTES, sizeof(((s *)0)->m), 0)
+#define RP_TEXT(s, m, tag) RP_FIELD_(s, m, tag, RP_F_BYTES, sizeof(((s *)0)->m), RP_F_TEXT)
 #define RP_ARRAY(s, m, tag, kd) \
     RP_FIELD_(s, m, tag, kd, sizeof(((s *)0)->m) / sizeof(((s *)0)->m[0]), 0)
 #define RP_PAD(s, m) RP_FIELD_(s, m, 0, RP_F_BYTES, sizeof(((s *)0)->m), RP_F_PAD)
@@ -87,6 +89,12 @@ int rp_state_decode(const struct rp_state_table *t, void *state, const void *byt
 void rp_state_print(const struct rp_state_table *t, const void *state, FILE *out, int indent);
 /* Prints the fields that differ; returns how many. */
 int rp_state_diff(const struct rp_state_table *t, const void *a, const void *b, FILE *out, int indent);
+/* One JSON object, on one line: numbers as decimals, bytes as one string of hex digits, texts as strings, rows as arrays
+ * of what is in use. */
+void rp_state_json(const struct rp_state_table *t, const void *state, FILE *out);
+/* `n` bytes, or up to the first NUL, as a JSON string with its quotes. What is not printable ASCII is escaped as U+00XX,
+ * byte by byte: whatever a stream holds, the result is JSON and harmless to a terminal. */
+void rp_json_text(const void *text, size_t n, FILE *out);
 /* 0 when fields tile the struct without gap or overlap and tags are unique; -EINVAL with the place. */
 int rp_state_check(const struct rp_state_table *t, struct rp_error *err) RP_MUST_CHECK;
 

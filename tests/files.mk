@@ -20,3 +20,13 @@ unit_SRCS += tests/unit/test_tools.c
 unit_SRCS += tests/unit/test_virtio_net.c
 unit_SRCS += tests/unit/test_virtio_rng.c
 unit_SRCS += tests/unit/test_virtio_balloon.c
+# the format: golden streams, every state table, and who prints streams
+unit_SRCS += tests/unit/test_golden.c
+unit_SRCS += tests/unit/test_inspect.c
+# What they need beside themselves: the command, a copy of the golden streams.
+$(BUILD)/tests/unit/test_inspect: | $(BUILD)/reprise
+GOLDEN := $(patsubst %,$(BUILD)/%,$(wildcard tests/golden/*.rps tests/golden/*.json))
+$(BUILD)/tests/golden/%: tests/golden/%
+	@mkdir -p $(@D)
+	cp $< $@
+$(BUILD)/tests/unit/test_golden: | $(GOLDEN)

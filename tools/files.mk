@@ -26,3 +26,5 @@ tools_SRCS += tools/process.c
 tools_SRCS += tools/qmp_checkpoint.c
 tools_SRCS += tools/restore.c
 tools_SRCS += tools/run.c
+tools_SRCS += tools/inspect.c tools/inspect_walk.c tools/inspect_print.c tools/inspect_diff.c
+tools_SRCS += tools/state_tables.c

@@ -9,6 +9,7 @@ const struct rp_verb *const rp_verbs[] = {
     &rp_verb_run,
     &rp_verb_restore,
     &rp_verb_checkpoint,
+    &rp_verb_inspect,
     &rp_verb_status,
     &rp_verb_pause,
     &rp_verb_resume,

@@ -111,7 +111,7 @@ static int load_irqchip(void *dev, const struct rp_section *sec, struct rp_error
 {
     const struct chipset *d = dev;
     struct rp_irqchip_state s = {0};
-    int rc = rp_state_decode(&rp_irqchip_table, &s, sec->bytes, sec->len, err);
+    int rc = rp_section_decode(&rp_irqchip_table, sec, &s, err);
 
     return rc < 0 ? rc : set_irqchip(d->vmfd, &s, err);
 }
@@ -181,7 +181,7 @@ static int load_pit(void *dev, const struct rp_section *sec, struct rp_error *er
 {
     const struct chipset *d = dev;
     struct rp_pit_state s = {0};
-    int rc = rp_state_decode(&rp_pit_table, &s, sec->bytes, sec->len, err);
+    int rc = rp_section_decode(&rp_pit_table, sec, &s, err);
 
     return rc < 0 ? rc : set_pit(d->vmfd, &s, err);
 }

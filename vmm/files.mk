@@ -21,6 +21,7 @@ vmm_SRCS := \
 	vmm/rtc.c \
 	vmm/serial.c \
 	vmm/source.c \
+	vmm/tables.c \
 	vmm/time.c \
 	vmm/vcpu.c \
 	vmm/vcpu_state.c \

@@ -47,7 +47,7 @@ static int decode_machine(const struct rp_sections *s, struct rp_machine_state *
     if (!rp_sections_find(s, rp_machine_table.name, 0, &sec))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "the epoch has no section \"machine\"");
     memset(out, 0, sizeof *out);
-    return rp_state_decode(&rp_machine_table, out, sec.bytes, sec.len, err);
+    return rp_section_decode(&rp_machine_table, &sec, out, err);
 }
 
 /* --- saving --- */
@@ -198,7 +198,7 @@ static int enter_vcpus(struct rp_machine *m, const struct rp_sections *s, struct
     if (!rp_sections_find(s, rp_clock_table.name, 0, &sec))
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "the epoch has no section \"clock\"");
     else
-        rc = rp_state_decode(&rp_clock_table, &clock, sec.bytes, sec.len, err);
+        rc = rp_section_decode(&rp_clock_table, &sec, &clock, err);
     if (rc == 0)
         rc = rp_clock_enter(m->vmfd, &clock, m->cfg.wall_clock_follows, &elapsed_ns, &host_tsc, err);
     advance = (uint64_t)((unsigned __int128)elapsed_ns * clock.tsc_khz / 1000000u);
@@ -209,7 +209,7 @@ static int enter_vcpus(struct rp_machine *m, const struct rp_sections *s, struct
         if (!rp_sections_find(s, rp_vcpu_table.name, i, &sec))
             rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "the epoch has no section \"vcpu\" %u", i);
         else
-            rc = rp_state_decode(&rp_vcpu_table, st, sec.bytes, sec.len, err);
+            rc = rp_section_decode(&rp_vcpu_table, &sec, st, err);
         /* Another frequency: scaled by the CPU where it can; kvmclock tells the guest the truth in either case. */
         if (rc == 0 && clock.tsc_khz && khz > 0 && (uint32_t)khz != clock.tsc_khz)
             (void)ioctl(v->fd, KVM_SET_TSC_KHZ, (long)clock.tsc_khz);

@@ -360,7 +360,7 @@ static int host_load(void *dev, const struct rp_section *sec, struct rp_error *e
 {
     struct rp_pci_bus *bus = dev;
     struct rp_pci_host_state s = {.pci = bus->bridge.s};
-    int rc = rp_state_decode(&rp_pci_host_table, &s, sec->bytes, sec->len, err);
+    int rc = rp_section_decode(&rp_pci_host_table, sec, &s, err);
 
     if (rc == 0)
         rc = rp_pci_dev_load(&bus->bridge, &s.pci, err);

@@ -154,7 +154,7 @@ static int load(void *dev, const struct rp_section *sec, struct rp_error *err)
 {
     struct rp_power *p = dev;
     struct rp_power_state s = {0};
-    int rc = rp_state_decode(&rp_power_table, &s, sec->bytes, sec->len, err);
+    int rc = rp_section_decode(&rp_power_table, sec, &s, err);
 
     if (rc < 0)
         return rc;

@@ -240,7 +240,7 @@ static int load(void *dev, const struct rp_section *sec, struct rp_error *err)
 {
     struct rtc *d = dev;
     struct rp_rtc_state s = {0};
-    int rc = rp_state_decode(&rp_rtc_table, &s, sec->bytes, sec->len, err);
+    int rc = rp_section_decode(&rp_rtc_table, sec, &s, err);
 
     if (rc < 0)
         return rc;

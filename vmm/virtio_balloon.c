@@ -301,7 +301,7 @@ static int balloon_load(void *dev, const struct rp_section *sec, struct rp_error
 
     memset(&s, 0, sizeof(s));
     rp_virtio_save(&b->v, &s.virtio);
-    rc = rp_state_decode(&rp_virtio_balloon_table, &s, sec->bytes, sec->len, err);
+    rc = rp_section_decode(&rp_virtio_balloon_table, sec, &s, err);
     if (rc == 0 && s.stats_kept > QUEUE_SIZE)
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "virtio-balloon: statistics buffer %u of %u", s.stats_kept - 1, QUEUE_SIZE);
     if (rc == 0)

@@ -422,7 +422,7 @@ static int blk_load(void *dev, const struct rp_section *sec, struct rp_error *er
     if (!s)
         return rp_error_set(err, ENOMEM, "disk %s: no memory for its state", b->path);
     rp_virtio_save(&b->v, &s->virtio);
-    rc = rp_state_decode(&rp_virtio_blk_table, s, sec->bytes, sec->len, err);
+    rc = rp_section_decode(&rp_virtio_blk_table, sec, s, err);
     if (rc == 0 && s->size_bytes > b->disk->size_bytes)
         rc = rp_error_exit(err, RP_EXIT_HOST, EBADMSG, "disk %s: has %llu bytes, the epoch's has %llu", b->path,
                            (unsigned long long)b->disk->size_bytes, (unsigned long long)s->size_bytes);

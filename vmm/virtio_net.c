@@ -557,7 +557,7 @@ static int net_load(void *dev, const struct rp_section *sec, struct rp_error *er
 
     memset(&s, 0, sizeof(s));
     rp_virtio_save(&net->v, &s.virtio);
-    rc = rp_state_decode(&rp_virtio_net_table, &s, sec->bytes, sec->len, err);
+    rc = rp_section_decode(&rp_virtio_net_table, sec, &s, err);
     if (rc == 0 && (s.pairs < 1 || s.pairs > net->pairs_max || (s.guest_offloads & ~s.virtio.driver_features)))
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "network %s: %u queue pairs, offloads 0x%llx", net->name, s.pairs,
                            (unsigned long long)s.guest_offloads);

@@ -88,7 +88,7 @@ static int rng_load(void *dev, const struct rp_section *sec, struct rp_error *er
     int rc;
 
     rp_virtio_save(&rng->v, &s.virtio);
-    rc = rp_state_decode(&rp_virtio_rng_table, &s, sec->bytes, sec->len, err);
+    rc = rp_section_decode(&rp_virtio_rng_table, sec, &s, err);
     return rc ? rc : rp_virtio_load(&rng->v, &s.virtio, err);
 }
 

@@ -48,7 +48,7 @@ static int load(void *dev, const struct rp_section *sec, struct rp_error *err)
 {
     struct rp_vmgenid *g = dev;
 
-    return rp_state_decode(&rp_vmgenid_table, &g->s, sec->bytes, sec->len, err);
+    return rp_section_decode(&rp_vmgenid_table, sec, &g->s, err);
 }
 
 static void destroy(void *dev)

@@ -158,7 +158,8 @@ Test(stream, INV4_every_byte_flipped_and_sealed_again)
         sb_target_fini(&t);
     }
     free(copy);
-    cr_assert_lt(accepted, 1000, "%u changes were taken (names, times, section bytes, seals repaired)", accepted);
+    cr_assert_lt(accepted, 2200, "%u changes were taken (a page that a later pass replaces, names, times, section bytes, seals repaired)",
+                 accepted);
 }
 
 static void refuse_stream(struct sb *s, int code, const char *why)

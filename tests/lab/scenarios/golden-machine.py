@@ -1,0 +1,41 @@
+"""Checkpoints that an earlier reprise wrote (tests/golden/v1-*machine*.rps) are entered and go on; makes a new one.
+
+The new one, of a native guest with two vCPUs, a disk and a network card, stays in a/result/new-machine.rps with --keep.
+"""
+import json
+import pathlib
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden"
+DEVICES = "--disk /tmp/golden.disk --net tap:tapg"
+
+
+def status(host):
+    return json.loads(host.run("reprise status golden --json").output)
+
+
+def run(lab):
+    lab.need_reprise("run", "checkpoint", "restore", "status", "quit", "inspect")
+    (a,) = lab.hosts("a", cpus=2)
+    a.run("truncate -s 1M /tmp/golden.disk; ip tuntap add tapg mode tap vnet_hdr; ip link set tapg up")
+    vm = a.background("exec reprise run --name golden --memory 8M --cpus 2 --kernel /mnt/build/guests/idle.elf"
+                      f" --append smp=2 --rng off --balloon off {DEVICES},mac=52:54:00:67:6f:6c")
+    lab.wait_until(lambda: vm.rc is not None or a.run("reprise status golden", check=False).rc == 0, 60, "the guest runs")
+    lab.check(vm.rc is None, f"run ended with {vm.rc}: {vm.output[-500:]}")
+    a.run("reprise checkpoint golden file:/mnt/result/new-machine.rps --quit", timeout_s=60)
+    streams = [a.file(path) for path in sorted(GOLDEN.glob("v1-*machine*.rps"))] + ["/mnt/result/new-machine.rps"]
+    for stream in streams:
+        a.run(f"reprise inspect --json {stream} > {stream}.json")
+        vm = a.background(f"exec reprise restore file:{stream} --name golden {DEVICES}")
+        lab.wait_until(lambda: vm.rc is not None or a.run("reprise status golden", check=False).rc == 0, 60, f"{stream} is entered")
+        lab.check(vm.rc is None, f"restore {stream} ended with {vm.rc}: {vm.output[-500:]}")
+        lab.check(status(a)["status"] == "running", f"{stream}: it does not run: {status(a)}")
+        # Two checkpoints of what was entered differ in the heartbeat of each vCPU: both go on.
+        for number in (1, 2):
+            a.run(f"reprise checkpoint golden file:/tmp/beat.{number}", timeout_s=60)
+        pages = json.loads(a.run("reprise inspect --json --diff /tmp/beat.1 /tmp/beat.2").output)["page-ranges"]
+        changed = {gfn for first, count in pages for gfn in range(first, first + count)}
+        lab.check({0x110, 0x114} <= changed, f"{stream}: a vCPU stands still; pages {sorted(changed)} changed")
+        a.run("reprise quit golden; rm -f /tmp/beat.*")
+        vm.wait(30)
+        lab.log(f"{pathlib.Path(stream).name}: entered and goes on")
+    a.kernel_log_must_be_clean()
