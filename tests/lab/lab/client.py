@@ -18,14 +18,14 @@ PLUG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "plug.py")
 
 
 class LocalAgent(Agent):
-    """Runs scripts in the namespace of a process; the interface is that of a host's agent."""
+    """Runs scripts in the namespaces of a process; the interface is that of a host's agent."""
 
-    def __init__(self, pid, rootless, log):      # pylint: disable=super-init-not-called
+    def __init__(self, pid, rootless, log, namespaces=()):      # pylint: disable=super-init-not-called
         self.log = log
         self.changed = threading.Condition()
         self.next_number = 0
         self.running = {}
-        self.enter = ["nsenter", f"--target={pid}", "--net"]
+        self.enter = ["nsenter", f"--target={pid}", "--net", *namespaces]
         if rootless:
             self.enter += ["--user", "--preserve-credentials"]
 

@@ -1,6 +1,6 @@
-"""plug.py PORT ADDRESS MAC: the process behind a native client's namespace (client.py).
+"""plug.py PORT ADDRESS MAC [NAME]: a cable of a namespace: a native client's (client.py) or a native host's (native.py).
 
-Makes the tap eth1 there and carries frames between it and a port of the switch until either end closes.
+Makes the tap NAME (eth1) there, with the address unless that is "-", and carries frames between it and a port of the switch until either end closes.
 """
 import fcntl
 import os
@@ -13,10 +13,11 @@ import sys
 TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000     # linux/if_tun.h
 
 
-def plug(port, address, mac):
+def plug(port, address, mac, name="eth1"):
     tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"eth1", IFF_TAP | IFF_NO_PI))
-    for command in ("link set lo up", f"link set eth1 address {mac}", f"addr add {address} dev eth1", "link set eth1 up"):
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    given = [] if address == "-" else [f"addr add {address} dev {name}"]
+    for command in ("link set lo up", f"link set {name} address {mac}", *given, f"link set {name} up"):
         subprocess.run(["ip", *command.split()], check=True)
     wire = socket.socket(socket.AF_UNIX)
     wire.connect(port)

@@ -11,6 +11,7 @@ from . import images as lab_images
 from . import wire
 from .client import Client
 from .host import NETWORKS, ROLES, Host
+from .native import NativeHost
 from .switch import Switch
 
 
@@ -28,8 +29,9 @@ class Lab:
     Failure = Failure
     Skip = Skip
 
-    def __init__(self, name, seed, build=None, words=None):
+    def __init__(self, name, seed, build=None, words=None, native=False):
         self.name = name
+        self.native = native            # hosts are namespaces of this machine, with its KVM
         self.seed = seed
         self.random = random.Random(seed)
         self.words = words or {}
@@ -55,7 +57,7 @@ class Lab:
         began = time.monotonic()
         hosts = []
         for role in roles:
-            host = self.host_by_role[role] = Host(self, role, **options)
+            host = self.host_by_role[role] = (NativeHost if self.native else Host)(self, role, **options)
             host.power_on()
             hosts.append(host)
         for host in hosts:
@@ -77,6 +79,11 @@ class Lab:
             client.directory.rename(self.directory / "client-namespace")
             client = self.host("client")
         return client
+
+    @property
+    def transport(self):
+        """The best transport between two hosts."""
+        return "tcp" if self.native else "rdma"
 
     def make_snapshots(self):
         """Make the boot snapshots that are missing, one role after the other."""
