@@ -1,10 +1,12 @@
 # Reprise: one Makefile, one list of files per folder (FOLDER/files.mk).
 #
 #   make            the reprise command and the test guests   -> build/
+#   make demo       a protected VM, its host's power is cut, a client goes on (demo-quick: with a small guest)
 #   make check      everything that has to pass before a change lands
 #   make bench      figures, side by side with the Debian QEMU
 #   make lab        build (once) the whole-host lab that tests/lab/run uses
-#   make deps       install the Debian packages all of this needs
+#   make deps       install the Debian packages all of this needs (as root)
+#   make install    the command to $(DESTDIR)$(PREFIX)/bin
 #
 # SAN=address|thread|fuzzer builds a sanitizer variant into build-$(SAN).
 
@@ -68,9 +70,20 @@ unit: $(UNIT)
 
 include tests/check.mk tests/bench/bench.mk
 
-.PHONY: deps
-deps:
-	apt-get -y --no-install-recommends install $$(cat tests/deps.txt)
+# What is missing is installed (root), or said in one line.
+.PHONY: deps need demo demo-quick
+deps need:
+	@tests/need
+
+demo demo-quick: need
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@tests/demo $(if $(filter demo-quick,$@),quick)
+
+# DESTDIR and PREFIX as everywhere.
+PREFIX  ?= /usr/local
+.PHONY: install
+install: $(BUILD)/reprise
+	install -D -m 755 $(BUILD)/reprise $(DESTDIR)$(PREFIX)/bin/reprise
 
 clean:
 	rm -rf build build-*

@@ -60,7 +60,7 @@ def run(lab):
         start_etcd(lab, client)
     lab.record(snap_bytes=64)
     guest = Guest(lab, memory_mib=128)
-    pair = Pair(lab, guest, lab.word("transport", "rdma"), lease)
+    pair = Pair(lab, guest, lab.word("transport", lab.transport), lease)
     guest.warm(a)
     pair.boot(a)
     guest.wait_for("REDIS-UP")
