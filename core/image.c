@@ -26,6 +26,7 @@ struct rp_image {
     bool have_ram;
     struct rp_digest digest;
     uint64_t epoch;                     /* newest whole epoch, 0: EMPTY */
+    uint64_t applied;                   /* epochs since BEGIN: END says how many there were */
     struct rp_epoch_header header, next_header;
     struct rp_epoch_trailer trailer;
     struct rp_sections sections, next_sections;
@@ -418,6 +419,7 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
     img->header = img->next_header;
     img->trailer = t;
     img->epoch = t.number;
+    img->applied++;
     img->phase = PHASE_BETWEEN;
     return 1;
 }
@@ -433,12 +435,15 @@ static int take(struct rp_image *img, const struct rp_record *r, struct rp_error
     switch (r->type) {
     case RP_REC_BEGIN:
         img->begun = true;
+        img->applied = 0;
         return inside ? refuse(err, r, "inside an epoch") : rp_get_begin(r, &version, err);
     case RP_REC_EPOCH:
         return inside ? refuse(err, r, "inside an epoch") : take_epoch(img, r, err);
     case RP_REC_END:
         if (inside || r->len != 8)
             return refuse(err, r, inside ? "inside an epoch" : "malformed");
+        if (rp_ld64(r->payload) != img->applied)
+            return refuse(err, r, "the end of a stream with another number of epochs");
         img->phase = PHASE_ENDED;
         return 0;
     default:

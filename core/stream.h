@@ -1,12 +1,12 @@
 /*
  * stream.h - the epoch stream, version 1: how epochs travel on a socket, lie in a file and in the archive.
- * docs/stream.md is the format's document; this is its code.
+ * docs/stream.md is the format's document, byte for byte; this is its code.
  *
  * A stream is a row of records. A record is a 24-byte header and a payload:
  *
  *     0  u16 magic 0x5052 ("RP")   2  u8 type    3  u8 flags (bit 0: optional, may be skipped when unknown)
  *     4  u32 payload length        8  u64 sequence (records on this lane, from 0)
- *    16  u64 XXH3_64bits of bytes 0-15 followed by the payload
+ *    16  u64 XXH3_64bits of the payload, seeded with XXH3_64bits of bytes 0-15
  *
  * order:  BEGIN  { EPOCH  { RAM | SECTION | DISK | JOURNAL }*  EPOCH_END }*  END
  *

@@ -207,6 +207,10 @@ Test(stream, order_of_records)
     refuse_stream(&s, -EBADMSG, "bytes after the end");
     sb_init(&s);
     sb_begin(&s);
+    sb_end(&s, 1);
+    refuse_stream(&s, -EBADMSG, "the end of a stream with another number of epochs");
+    sb_init(&s);
+    sb_begin(&s);
     s.seq++;
     sb_end(&s, 0);
     refuse_stream(&s, -EBADMSG, "out of sequence");
