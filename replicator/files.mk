@@ -13,6 +13,11 @@ replicator_SRCS := \
 	replicator/link_sink.c \
 	replicator/policy.c \
 	replicator/protect.c \
+	replicator/rdma_cm.c \
+	replicator/rdma_conn.c \
+	replicator/rdma_mem.c \
+	replicator/rdma_qp.c \
+	replicator/rdma_ring.c \
 	replicator/secret.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \

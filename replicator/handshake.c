@@ -141,6 +141,8 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
         rc = rp_error_exit(&refusal, RP_EXIT_REFUSED, EACCES, "wrong key");
     else
         rc = judge(ctx, &h, &w, &refusal);
+    if (rc == 0 && h.role == RP_LINK_LANE && c->ops->widen)
+        rc = c->ops->widen(c, &refusal);    /* a lane of somebody we know: now memory may be spent on it */
     rp_st32(welcome, rc == 0 ? STATUS_OK : STATUS_REFUSED);
     memcpy(welcome + 4, w.session, 16);
     rp_st64(welcome + 20, w.epoch);

@@ -2,6 +2,7 @@
 unit_SRCS := tests/unit/test_engine.c
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
+unit_SRCS += tests/unit/test_rdma.c
 # core
 unit_SRCS += tests/unit/test_basics.c
 unit_SRCS += tests/unit/test_state.c

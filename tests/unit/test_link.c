@@ -43,8 +43,12 @@ static void standby_start(struct standby *s, const char *scheme, const char *key
 {
     struct rp_error err = {0};
     memset(s, 0, sizeof(*s));
+    if (strcmp(scheme, "rdma") == 0 && !getenv("RP_RDMA_ADDRESS"))
+        cr_skip_test("RP_RDMA_ADDRESS names no address of a verbs device (tests/lab/run unit tests=test_link has one)");
     if (strcmp(scheme, "unix") == 0)
         snprintf(s->uri_text, sizeof(s->uri_text), "unix:/tmp/rp-link-%d", getpid());
+    else if (strcmp(scheme, "rdma") == 0)
+        snprintf(s->uri_text, sizeof(s->uri_text), "rdma://%s:%d", getenv("RP_RDMA_ADDRESS"), 20000 + getpid() % 20000);
     else
         snprintf(s->uri_text, sizeof(s->uri_text), "tcp://127.0.0.1:%d", 20000 + getpid() % 20000);
     cr_assert_eq(rp_uri_parse(s->uri_text, &s->uri, &err), 0, "%s", err.text);
@@ -118,6 +122,8 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
 Test(link, unix_one_lane) { protect_for("unix", 1, 1, 1000); }
 Test(link, tcp_one_lane) { protect_for("tcp", 1, 1, 1000); }
 Test(link, tcp_four_lanes) { protect_for("tcp", 4, 5000000, 1000); }
+Test(link, rdma_one_lane) { protect_for("rdma", 1, 1, 3000); }
+Test(link, rdma_four_lanes) { protect_for("rdma", 4, 5000000, 3000); }
 
 /* The primary dies in the middle: the standby holds a whole epoch, and its digest proves it. */
 Test(link, INV2_the_primary_dies)
