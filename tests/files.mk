@@ -31,3 +31,4 @@ $(BUILD)/tests/golden/%: tests/golden/%
 	@mkdir -p $(@D)
 	cp $< $@
 $(BUILD)/tests/unit/test_golden: | $(GOLDEN)
+unit_SRCS += tests/unit/test_virtio_console.c

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -28,6 +30,8 @@ struct rp_chardev {
     bool watching_in, watching_out;
     bool tty, escaped;
     struct termios old;
+    int resize_fd;              /* signalfd of SIGWINCH, -1: none */
+    void (*resized)(void *ctx);
     int old_flags_in, old_flags_out;
     char path[sizeof ((struct sockaddr_un *)0)->sun_path];
     uint64_t dropped;
@@ -230,7 +234,7 @@ int rp_chardev_create(const struct rp_chardev_config *cfg, const char *what, str
     c->loop = loop;
     c->input = input;
     c->ctx = ctx;
-    c->in = c->out = c->listener = -1;
+    c->in = c->out = c->listener = c->resize_fd = -1;
     switch (cfg->kind) {
     case RP_SERIAL_STDIO:
         open_stdio(c);
@@ -266,6 +270,10 @@ void rp_chardev_destroy(struct rp_chardev *c)
     if (c->tty)
         (void)tcsetattr(STDIN_FILENO, TCSANOW, &c->old);
     hang_up(c);
+    if (c->resize_fd >= 0) {
+        rp_loop_remove(c->loop, c->resize_fd);
+        close(c->resize_fd);
+    }
     if (c->listener >= 0) {
         rp_loop_remove(c->loop, c->listener);
         close(c->listener);
@@ -302,4 +310,44 @@ void rp_chardev_more(struct rp_chardev *c)
 uint64_t rp_chardev_dropped(const struct rp_chardev *c)
 {
     return c->dropped;
+}
+
+/* --- the terminal's size --- */
+
+bool rp_chardev_size(const struct rp_chardev *c, uint16_t *cols, uint16_t *rows)
+{
+    struct winsize w;
+
+    if (!c->tty || ioctl(STDIN_FILENO, TIOCGWINSZ, &w) != 0)
+        return false;
+    *cols = w.ws_col;
+    *rows = w.ws_row;
+    return true;
+}
+
+static void on_winch(void *ctx, uint32_t events)
+{
+    struct rp_chardev *c = ctx;
+    struct signalfd_siginfo si;
+
+    (void)events;
+    while (read(c->resize_fd, &si, sizeof si) == (ssize_t)sizeof si)
+        ;
+    c->resized(c->ctx);
+}
+
+int rp_chardev_watch_size(struct rp_chardev *c, void (*fn)(void *ctx), struct rp_error *err)
+{
+    sigset_t set;
+    int rc;
+
+    if (!c->tty)
+        return 0;
+    sigemptyset(&set);
+    sigaddset(&set, SIGWINCH);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    c->resized = fn;
+    c->resize_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    rc = c->resize_fd < 0 ? -errno : rp_loop_add(c->loop, c->resize_fd, EPOLLIN, on_winch, c);
+    return rc < 0 ? rp_error_set(err, rc, "console: cannot watch the size of its terminal") : 0;
 }

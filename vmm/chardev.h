@@ -25,5 +25,10 @@ void rp_chardev_write(struct rp_chardev *c, const void *bytes, size_t len);
 /* The device can take input again. */
 void rp_chardev_more(struct rp_chardev *c);
 uint64_t rp_chardev_dropped(const struct rp_chardev *c);
+/* The terminal's size; false: there is no terminal. */
+bool rp_chardev_size(const struct rp_chardev *c, uint16_t *cols, uint16_t *rows);
+/* `fn` runs on the io thread when the terminal's size may have changed. Blocks SIGWINCH in the calling thread, and so in
+ * the threads that it makes from now on. Without a terminal it does nothing. */
+int rp_chardev_watch_size(struct rp_chardev *c, void (*fn)(void *ctx), struct rp_error *err) RP_MUST_CHECK;
 
 #endif

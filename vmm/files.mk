@@ -41,10 +41,8 @@ vmm_SRCS += \
 	vmm/pci_msix.c \
 	vmm/virtio_balloon.c \
 	vmm/virtio_blk.c \
+	vmm/virtio_console.c \
 	vmm/virtio_net.c \
 	vmm/virtio_pci.c \
 	vmm/virtio_rng.c \
 	vmm/virtq.c
-
-# Stand-ins; the last, so that an archive gives them only to who finds nothing else.
-vmm_SRCS += vmm/pending.c

@@ -18,7 +18,7 @@ def run(lab):
     (a,) = lab.hosts("a", cpus=2)
     failed = []
     for program in programs:
-        result = a.run(f"cd /tmp && RP_RDMA_ADDRESS={a.repl_address} timeout 280 /mnt/build/tests/unit/{program} -j2",
+        result = a.run(f"cd /tmp && RP_GUESTS=/mnt/build/guests RP_RDMA_ADDRESS={a.repl_address} timeout 280 /mnt/build/tests/unit/{program} -j2",
                        timeout_s=300, check=False)
         last = [line for line in result.output.splitlines() if "Synthesis" in line][-1:]
         lab.log(f"{program}: {'passed' if result.rc == 0 else f'exit code {result.rc}'} {''.join(last)}")
