@@ -20,6 +20,7 @@ struct rp_events {
     pthread_mutex_t lock;
     struct rp_event *ring;      /* lock */
     unsigned capacity, head, count; /* lock */
+    uint64_t emitted;           /* lock */
     int next_id;                /* lock */
     struct subscriber subs[SUBSCRIBERS_MAX];    /* lock */
     char host[32];
@@ -75,6 +76,7 @@ void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, cons
         snprintf(e.data, sizeof(e.data), "{\"truncated\": true}");
     pthread_mutex_lock(&ev->lock);
     append(ev, &e);
+    ev->emitted++;
     for (int i = 0; i < SUBSCRIBERS_MAX; i++)
         if (ev->subs[i].id)
             ev->subs[i].fn(ev->subs[i].ctx, &e);
@@ -110,6 +112,14 @@ unsigned rp_events_copy(struct rp_events *ev, struct rp_event *out, unsigned max
     unsigned n = ev->count < max ? ev->count : max;
     for (unsigned i = 0; i < n; i++)
         out[i] = ev->ring[(ev->head + ev->count - n + i) % ev->capacity];
+    pthread_mutex_unlock(&ev->lock);
+    return n;
+}
+
+uint64_t rp_events_count(struct rp_events *ev)
+{
+    pthread_mutex_lock(&ev->lock);
+    uint64_t n = ev->emitted;
     pthread_mutex_unlock(&ev->lock);
     return n;
 }

@@ -25,6 +25,10 @@
     X(17, LEASE_ACQUIRE, "lease-acquire")    /* the lease cannot be acquired */ \
     X(18, LEASE_RENEW, "lease-renew")        /* … renewed */ \
     X(19, LEASE_RELEASE, "lease-release")    /* … released */ \
+    X(20, LEASE_ADVANCE, "lease-advance")    /* … moved to its next term */ \
+    X(21, TAKEOVER_CLAIMED, "takeover-claimed")  /* the standby holds the lease and fails before it makes the machine */ \
+    X(22, TAKEOVER_ENTERED, "takeover-entered")  /* … has entered the epoch and fails before the machine runs */ \
+    X(23, TAKEOVER_RUNS, "takeover-runs")        /* … runs it and fails before it has told anybody */ \
     X(40, JOURNAL_WRITE, "journal-write")    /* a write to the journal of a standby's disks */ \
     X(41, JOURNAL_SYNC, "journal-sync")      /* … its fdatasync, which makes an epoch's disk writes count */ \
     X(42, REPLICA_WRITE, "replica-write")    /* a write to a standby's disk */ \

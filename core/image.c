@@ -475,6 +475,11 @@ int rp_image_feed(struct rp_image *img, const struct rp_record *r, struct rp_err
     return rc;
 }
 
+void rp_image_bound(struct rp_image *img, uint64_t staging_max_bytes)
+{
+    img->staging_max = staging_max_bytes;
+}
+
 uint64_t rp_image_epoch(const struct rp_image *img)
 {
     return img->epoch;

@@ -49,6 +49,8 @@ int rp_image_feed(struct rp_image *img, const struct rp_record *r, struct rp_err
 /* Forgets the epoch being staged (the link broke in the middle of it). */
 void rp_image_drop(struct rp_image *img);
 
+/* Another bound for RP_IMAGE_STAGED, from the next page on: once the size of RAM is known. */
+void rp_image_bound(struct rp_image *img, uint64_t staging_max_bytes);
 uint64_t rp_image_epoch(const struct rp_image *img);    /* newest whole epoch, 0: none */
 const struct rp_epoch_header *rp_image_header(const struct rp_image *img);
 const struct rp_epoch_trailer *rp_image_trailer(const struct rp_image *img);

@@ -48,7 +48,7 @@ struct rp_source_ops {
     void (*track_stop)(struct rp_source *s);
     /* While the machine runs: ORs pages dirtied since the last call into `dirty` and starts watching them again. */
     int (*harvest)(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err);
-    /* Stops the machine at a consistent point and takes its state. On error the machine runs on. */
+    /* Stops the machine at a consistent point and takes its state. On error the machine runs on. -ESHUTDOWN: it has ended. */
     int (*cut)(struct rp_source *s, struct rp_cut *cut, struct rp_error *err);
     /* Lets it run again. A machine that was paused by its user before the cut stays paused. */
     int (*resume)(struct rp_source *s, struct rp_error *err);

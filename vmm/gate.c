@@ -57,7 +57,7 @@ static void wake(struct rp_gate *g)
 /* GATE-3, looked at before each write. */
 static bool in_time(struct rp_gate *g)
 {
-    if (g->deadline_ns == 0 || rp_clock_ns() < g->deadline_ns)
+    if (g->deadline_ns == 0 || rp_clock_read(CLOCK_BOOTTIME) < g->deadline_ns)
         return true;
     g->s.late++;
     return false;

@@ -73,7 +73,7 @@ void rp_gate_cut(struct rp_gate *g, uint64_t epoch);
 /* From the next cut on outputs wait (true); or everything leaves now and the gate is open (false). */
 void rp_gate_hold(struct rp_gate *g, bool hold);
 void rp_gate_release(struct rp_gate *g, uint64_t epoch);
-/* CLOCK_MONOTONIC; 0: none. Looked at immediately before each write. */
+/* CLOCK_BOOTTIME (a lease also runs out while the host is suspended); 0: none. Looked at immediately before each write. */
 void rp_gate_set_deadline(struct rp_gate *g, uint64_t deadline_ns);
 /* Throws everything away that waits, of all epochs: the machine is about to enter another epoch. */
 void rp_gate_drop(struct rp_gate *g);

@@ -383,6 +383,16 @@ unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsign
     return n;
 }
 
+void rp_machine_output_deadline(struct rp_machine *m, uint64_t deadline_ns)
+{
+    rp_gate_set_deadline(m->gate, deadline_ns);
+}
+
+void rp_machine_output_stats(struct rp_machine *m, struct rp_gate_stats *out)
+{
+    rp_gate_stats(m->gate, out);
+}
+
 unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max)
 {
     unsigned n = m->cfg.ndisks < max ? m->cfg.ndisks : max;

@@ -83,6 +83,7 @@ struct rp_machine {
 
     struct rp_source source;
     uint64_t newest_epoch;              /* control */
+    uint64_t history_saved;             /* the source's thread: events there were when the history went into an epoch */
 };
 
 /* machine_make.c */

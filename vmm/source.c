@@ -26,7 +26,11 @@ static int describe(struct rp_source *s, struct rp_source_info *out, struct rp_e
 
 static int track_start(struct rp_source *s, bool all, struct rp_error *err)
 {
-    return rp_dirty_start(machine_of(s)->dirty, all, err);
+    struct rp_machine *m = machine_of(s);
+
+    if (all)
+        m->history_saved = 0;
+    return rp_dirty_start(m->dirty, all, err);
 }
 
 static void track_stop(struct rp_source *s)
@@ -46,6 +50,18 @@ static void uncut(struct rp_machine *m)
     rp_machine_run(m);
 }
 
+/* INV-7: the history travels with the VM, in the first epoch and in each one that has news. */
+static int save_history(struct rp_machine *m, struct rp_sections *out, struct rp_error *err)
+{
+    uint64_t count = m->events ? rp_events_count(m->events) + 1 : 0;
+    int rc = 0;
+
+    if (count != m->history_saved)
+        rc = rp_events_save(m->events, out);
+    m->history_saved = count;
+    return rc < 0 ? rp_error_set(err, rc, "history: out of memory") : 0;
+}
+
 static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
 {
     struct rp_machine *m = machine_of(s);
@@ -56,7 +72,7 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     pthread_mutex_lock(&m->control);
     if (m->cut || rp_machine_state(m) == RP_VM_SHUTDOWN || rp_machine_state(m) == RP_VM_FAILED) {
         pthread_mutex_unlock(&m->control);
-        return rp_error_exit(err, RP_EXIT_REFUSED, ESHUTDOWN, "the VM %s", m->cut ? "is being cut already" : "has ended");
+        return rp_error_exit(err, RP_EXIT_REFUSED, m->cut ? EBUSY : ESHUTDOWN, "the VM %s", m->cut ? "is being cut already" : "has ended");
     }
     m->cut = true;
     c->pause_start_ns = rp_clock_ns();
@@ -64,6 +80,8 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     pthread_mutex_lock(&m->lock);
     c->wall_ns = rp_wall_ns();
     rc = rp_machine_save(m, c->sections, &c->guest_ns, err);
+    if (rc == 0)
+        rc = save_history(m, c->sections, err);
     if (rc == 0)
         rc = rp_dirty_harvest(m->dirty, c->dirty, err);
     if (rc == 0)
