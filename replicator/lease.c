@@ -150,6 +150,28 @@ int rp_lease_renew(struct rp_lease *l, uint64_t *deadline_ns, struct rp_error *e
     return 0;
 }
 
+int rp_lease_advance(struct rp_lease *l, struct rp_lease_grant *out, struct rp_error *err)
+{
+    struct rp_lease_grant g = {0};
+    if (!l->term || !rp_lease_valid(l->deadline_ns)) {
+        l->term = 0;
+        return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease of \"%s\" has run out", l->vm_name);
+    }
+    if (rp_fault(RP_FAULT_LEASE_ADVANCE))
+        return rp_error_set(err, EIO, "advancing the lease: fault point");
+    int rc = l->ops->advance(l, &g, err);
+    if (rc == -ESTALE || rc == -EBUSY)
+        l->term = 0;
+    if (rc == -EBUSY)
+        rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the lease of \"%s\" was taken by somebody else", l->vm_name);
+    if (rc < 0)
+        return rc;
+    l->term = g.term;
+    l->deadline_ns = g.deadline_ns;
+    *out = g;
+    return 0;
+}
+
 int rp_lease_release(struct rp_lease *l, struct rp_error *err)
 {
     if (!l->term)
@@ -188,6 +210,12 @@ static int none_release(struct rp_lease *l, struct rp_error *err)
     return 0;
 }
 
+static int none_advance(struct rp_lease *l, struct rp_lease_grant *out, struct rp_error *err)
+{
+    uint64_t again;
+    return none_try(l, out, &again, err);
+}
+
 static int none_query(struct rp_lease *l, struct rp_lease_holder *out, struct rp_error *err)
 {
     (void)err;
@@ -202,7 +230,8 @@ static void none_destroy(struct rp_lease *l)
 }
 
 static const struct rp_lease_ops none_ops = {
-    .name = "none", .poll_ms = 10, .try = none_try, .renew = none_renew, .release = none_release, .query = none_query, .destroy = none_destroy,
+    .name = "none", .poll_ms = 10, .try = none_try, .renew = none_renew, .release = none_release,
+    .advance = none_advance, .query = none_query, .destroy = none_destroy,
 };
 
 int rp_lease_none_open(struct rp_lease **out, struct rp_error *err)

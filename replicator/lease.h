@@ -7,12 +7,14 @@
  *
  *   FREE ─rp_lease_try─► HELD term n ─rp_lease_renew─► HELD n, later deadline
  *                          │  deadline passed: EXPIRED, never renewed, only taken anew as n + k
+ *                          ├─rp_lease_advance─► HELD term n + 1: whoever waited to follow term n has been disowned
  *                          └─rp_lease_release─► FREE at once, the next holder need not wait
  *
  * L1  A renewal's deadline counts from before the renewal was asked for: time spent asking never makes it later.
  * L2  Renewing after the deadline fails (-ESTALE), even when nobody has taken the lease yet.
  * L3  The next holder waits ttl + rp_lease_margin_ns(ttl) on its own clock after the last sign of life it saw.
  * L4  Terms grow with every holder, across crashes of everybody.
+ * L5  Between a holder's term and the one it advances to there is nobody else.
  *
  * Backends: file:DIRECTORY (on storage both hosts see) · etcd:HOST:PORT[,HOST:PORT…] · none (no fencing; says so).
  * The clock is CLOCK_BOOTTIME: it also counts while a host is suspended.
@@ -55,6 +57,7 @@ struct rp_lease_ops {
     int (*try)(struct rp_lease *l, struct rp_lease_grant *out, uint64_t *again_ns, struct rp_error *err);
     int (*renew)(struct rp_lease *l, uint64_t *deadline_ns, struct rp_error *err);
     int (*release)(struct rp_lease *l, struct rp_error *err);
+    int (*advance)(struct rp_lease *l, struct rp_lease_grant *out, struct rp_error *err);
     int (*query)(struct rp_lease *l, struct rp_lease_holder *out, struct rp_error *err);
     void (*destroy)(struct rp_lease *l);
 };
@@ -63,6 +66,7 @@ struct rp_lease {
     char vm_name[64], owner[64];
     uint64_t ttl_ms;
     uint64_t term, deadline_ns;     /* held when term != 0 */
+    bool pending;                   /* the next term is claimed: nobody else gets it, and it is ours when its time has come */
 };
 
 /* Opens; takes nothing yet. RP_EXIT_USAGE on an address nobody understands, RP_EXIT_HOST when it cannot be reached. */
@@ -78,6 +82,10 @@ int rp_lease_acquire(struct rp_lease *l, int timeout_ms, const _Atomic bool *can
                      struct rp_error *err) RP_MUST_CHECK;
 /* -ESTALE: the deadline has passed or another term exists: the lease is lost for good. Other errors: may be tried again. */
 int rp_lease_renew(struct rp_lease *l, uint64_t *deadline_ns, struct rp_error *err) RP_MUST_CHECK;
+/* The holder goes on with the next term at once (L5). Whoever stands by with an epoch of the term before sees that it was
+ * left behind. -ESTALE: the lease is lost for good; -EBUSY: somebody was faster, likewise lost. Other errors: the term held
+ * stays, until its deadline. */
+int rp_lease_advance(struct rp_lease *l, struct rp_lease_grant *out, struct rp_error *err) RP_MUST_CHECK;
 /* Outputs must be shut before. On error the lease expires by itself. */
 int rp_lease_release(struct rp_lease *l, struct rp_error *err) RP_MUST_CHECK;
 /* Also notes when the holder was last seen alive (see rp_lease_try). */

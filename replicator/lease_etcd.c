@@ -172,12 +172,15 @@ static int etcd_query(struct rp_lease *base, struct rp_lease_holder *out, struct
     int rc = read_key(e, e->term_key, value, sizeof(value), &revision, NULL, err);
     if (rc < 0)
         return rc;
-    out->term = strtoull(value, NULL, 10);
+    char *rest = value;
+    out->term = strtoull(value, &rest, 10);
+    snprintf(out->owner, sizeof(out->owner), "%s", *rest == ' ' ? rest + 1 : "");
     rc = read_key(e, e->holder_key, value, sizeof(value), &revision, &etcd_id, err);
     if (rc < 0)
         return rc;
     out->held = revision != 0;
-    snprintf(out->owner, sizeof(out->owner), "%s", value);
+    if (out->held)
+        snprintf(out->owner, sizeof(out->owner), "%s", value);
     out->ttl_ms = out->held ? base->ttl_ms : 0;
     return 0;
 }
@@ -215,8 +218,8 @@ static int grant(struct etcd_lease *e, uint64_t *ttl_ms, struct rp_error *err)
 /* { compare: [holder absent, counter unchanged], success: [put holder with the lease, put counter] } */
 static json_t *claim_txn(struct etcd_lease *e, int64_t counter_revision, uint64_t term)
 {
-    char owner[128], counter[64], text[32];
-    snprintf(text, sizeof(text), "%llu", (unsigned long long)term);
+    char owner[128], counter[160], text[100];
+    snprintf(text, sizeof(text), "%llu %s", (unsigned long long)term, e->base.owner);
     to_base64(text, counter, sizeof(counter));
     to_base64(e->base.owner, owner, sizeof(owner));
     return json_pack("{s:[{s:s,s:s,s:s,s:s},{s:s,s:s,s:s,s:o}], s:[{s:{s:s,s:s,s:o}},{s:{s:s,s:s}}]}",
@@ -263,6 +266,45 @@ static int etcd_try(struct rp_lease *base, struct rp_lease_grant *out, uint64_t 
     return 0;
 }
 
+/* { compare: [holder is attached to our lease, counter unchanged], success: [put counter] } */
+static json_t *advance_txn(struct etcd_lease *e, int64_t counter_revision, uint64_t term)
+{
+    char counter[160], text[100];
+    snprintf(text, sizeof(text), "%llu %s", (unsigned long long)term, e->base.owner);
+    to_base64(text, counter, sizeof(counter));
+    return json_pack("{s:[{s:s,s:s,s:s,s:o},{s:s,s:s,s:s,s:o}], s:[{s:{s:s,s:s}}]}",
+                     "compare",
+                     "key", e->holder_key, "target", "LEASE", "result", "EQUAL", "lease", text_of(e->id),
+                     "key", e->term_key, "target", "MOD", "result", "EQUAL", "mod_revision", text_of(counter_revision),
+                     "success",
+                     "request_put", "key", e->term_key, "value", counter);
+}
+
+/* The deadline stays that of the last renewal: the lease in etcd is the same. */
+static int etcd_advance(struct rp_lease *base, struct rp_lease_grant *out, struct rp_error *err)
+{
+    struct etcd_lease *e = of(base);
+    char value[128];
+    int64_t revision;
+    json_t *answer;
+    int rc = read_key(e, e->term_key, value, sizeof(value), &revision, NULL, err);
+    if (rc < 0)
+        return rc;
+    uint64_t term = strtoull(value, NULL, 10);
+    if (term < base->term || term > base->term + 1)
+        return -EBUSY;
+    /* One more than ours: an advance before, whose answer got lost. */
+    rc = post(e, "/v3/kv/txn", advance_txn(e, revision, base->term + 1), REQUEST_MS, &answer, err);
+    if (rc < 0)
+        return rc;
+    bool ours = json_is_true(json_object_get(answer, "succeeded"));
+    json_decref(answer);
+    if (!ours)
+        return -EBUSY;
+    *out = (struct rp_lease_grant){.term = base->term + 1, .deadline_ns = base->deadline_ns};
+    return 0;
+}
+
 static int etcd_renew(struct rp_lease *base, uint64_t *deadline_ns, struct rp_error *err)
 {
     struct etcd_lease *e = of(base);
@@ -303,8 +345,8 @@ static void etcd_destroy(struct rp_lease *base)
 }
 
 static const struct rp_lease_ops etcd_ops = {
-    .name = "etcd", .poll_ms = 100, .try = etcd_try, .renew = etcd_renew, .release = etcd_release, .query = etcd_query,
-    .destroy = etcd_destroy,
+    .name = "etcd", .poll_ms = 100, .try = etcd_try, .renew = etcd_renew, .release = etcd_release,
+    .advance = etcd_advance, .query = etcd_query, .destroy = etcd_destroy,
 };
 
 static int parse_endpoints(struct etcd_lease *e, const char *text, struct rp_error *err)

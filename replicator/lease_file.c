@@ -268,6 +268,7 @@ static void forget_ours(struct file_lease *f)
         close(f->fd);
     f->fd = -1;
     f->mine = 0;
+    f->base.pending = false;
 }
 
 /* Makes the file of `term`, whole from its first moment, locked by us. -EBUSY: somebody was faster. */
@@ -302,6 +303,7 @@ static int claim(struct file_lease *f, uint64_t term, uint64_t ttl_ms, struct rp
     f->mine = term;
     f->pred = term - 1;
     f->record = r;
+    f->base.pending = true;
     return 0;
 }
 
@@ -321,6 +323,7 @@ static int write_held(struct file_lease *f, uint64_t *deadline_ns, struct rp_err
         return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease of \"%s\" (term %llu) was taken by somebody else",
                              f->base.vm_name, (unsigned long long)f->mine);
     *deadline_ns = start + f->base.ttl_ms * 1000000u;
+    f->base.pending = false;
     return 0;
 }
 
@@ -373,6 +376,18 @@ static int file_release(struct rp_lease *base, struct rp_error *err)
     return rc;
 }
 
+/* A claim without a wait: the predecessor is ourselves. The old term's file stays as it is until the new one stands. */
+static int file_advance(struct rp_lease *base, struct rp_lease_grant *out, struct rp_error *err)
+{
+    struct file_lease *f = of(base);
+    int rc = claim(f, f->mine + 1, 0, err);
+    if (rc < 0)
+        return rc;
+    out->term = f->mine;
+    rc = write_held(f, &out->deadline_ns, err);
+    return rc < 0 ? -ESTALE : 0;    /* the old term is behind us in any case */
+}
+
 static int file_query(struct rp_lease *base, struct rp_lease_holder *out, struct rp_error *err)
 {
     struct file_lease *f = of(base);
@@ -401,7 +416,8 @@ static void file_destroy(struct rp_lease *base)
 }
 
 static const struct rp_lease_ops file_ops = {
-    .name = "file", .poll_ms = 5, .try = file_try, .renew = file_renew, .release = file_release, .query = file_query, .destroy = file_destroy,
+    .name = "file", .poll_ms = 5, .try = file_try, .renew = file_renew, .release = file_release, .advance = file_advance,
+    .query = file_query, .destroy = file_destroy,
 };
 
 static void one_word(const char *path, char *out, size_t size)

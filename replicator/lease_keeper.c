@@ -9,9 +9,11 @@
 #define RENEWALS_PER_TTL 5u
 
 struct rp_lease_keeper {
-    struct rp_lease *lease;             /* renewer */
+    struct rp_lease *lease;             /* lease_lock */
+    pthread_mutex_t lease_lock;         /* order: lease_lock > lock */
     struct rp_lease_keeper_config cfg;
-    uint64_t ttl_ns, term;
+    uint64_t ttl_ns;
+    uint64_t term;                      /* lock */
     pthread_t renewer, watcher;
     bool threads;
     pthread_mutex_t lock;
@@ -47,20 +49,31 @@ static void lose(struct rp_lease_keeper *k, const struct rp_error *why)
     pthread_mutex_lock(&k->lock);
 }
 
+/* lock held. The callback is made under it, so that a deadline never goes back; it must not call the keeper. */
+static void renewed(struct rp_lease_keeper *k, uint64_t deadline_ns)
+{
+    if (k->lost || deadline_ns <= atomic_load(&k->deadline_ns))
+        return;
+    atomic_store_explicit(&k->deadline_ns, deadline_ns, memory_order_release);
+    if (k->cfg.renewed)
+        k->cfg.renewed(k->cfg.ctx, deadline_ns);
+}
+
 /* lock held; dropped while the storage is asked. A failed renewal is tried again soon: the deadline decides. */
 static uint64_t renew_once(struct rp_lease_keeper *k)
 {
     struct rp_error why = {0};
     uint64_t deadline = 0, start = rp_clock_ns();
     pthread_mutex_unlock(&k->lock);
+    pthread_mutex_lock(&k->lease_lock);
     int rc = rp_lease_renew(k->lease, &deadline, &why);
     uint64_t took = rp_clock_ns() - start;
     pthread_mutex_lock(&k->lock);
+    pthread_mutex_unlock(&k->lease_lock);
     rp_hist_add(&k->renew, took);
     if (rc == 0) {
         atomic_fetch_add(&k->renewals, 1);
-        if (!k->lost)
-            atomic_store_explicit(&k->deadline_ns, deadline, memory_order_release);
+        renewed(k, deadline);
         return k->ttl_ns / RENEWALS_PER_TTL;
     }
     atomic_fetch_add(&k->failures, 1);
@@ -138,6 +151,7 @@ int rp_lease_keeper_start(struct rp_lease *l, const struct rp_lease_keeper_confi
         k->cfg.guard_ns = k->ttl_ns / 8;
     atomic_init(&k->deadline_ns, l->deadline_ns);
     pthread_mutex_init(&k->lock, NULL);
+    pthread_mutex_init(&k->lease_lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -152,6 +166,30 @@ int rp_lease_keeper_start(struct rp_lease *l, const struct rp_lease_keeper_confi
     return 0;
 }
 
+int rp_lease_keeper_advance(struct rp_lease_keeper *k, uint64_t *term, struct rp_error *err)
+{
+    struct rp_lease_grant g = {0};
+    struct rp_error why = {0};
+    pthread_mutex_lock(&k->lease_lock);
+    int rc = rp_lease_advance(k->lease, &g, &why);
+    pthread_mutex_lock(&k->lock);
+    pthread_mutex_unlock(&k->lease_lock);
+    if (rc == 0 && k->lost)
+        rc = rp_error_exit(&why, RP_EXIT_REFUSED, ESTALE, "the lease was lost meanwhile");
+    if (rc == 0) {
+        *term = k->term = g.term;
+        renewed(k, g.deadline_ns);
+    } else {
+        k->why = why;
+        if (rc == -ESTALE || rc == -EBUSY)
+            lose(k, &why);
+    }
+    pthread_mutex_unlock(&k->lock);
+    if (rc < 0 && err)
+        *err = why;
+    return rc;
+}
+
 const _Atomic uint64_t *rp_lease_keeper_deadline(const struct rp_lease_keeper *k)
 {
     return &k->deadline_ns;
@@ -160,11 +198,12 @@ const _Atomic uint64_t *rp_lease_keeper_deadline(const struct rp_lease_keeper *k
 void rp_lease_keeper_stats(struct rp_lease_keeper *k, struct rp_lease_keeper_stats *out)
 {
     uint64_t now = rp_lease_now(), deadline = atomic_load(&k->deadline_ns);
-    *out = (struct rp_lease_keeper_stats){.term = k->term, .renewals = atomic_load(&k->renewals), .failures = atomic_load(&k->failures),
+    *out = (struct rp_lease_keeper_stats){.renewals = atomic_load(&k->renewals), .failures = atomic_load(&k->failures),
                                           .renew_p50_ns = rp_hist_quantile(&k->renew, 0.5),
                                           .renew_p99_ns = rp_hist_quantile(&k->renew, 0.99)};
     out->left_ns = deadline == RP_LEASE_FOREVER ? deadline : deadline > now ? deadline - now : 0;
     pthread_mutex_lock(&k->lock);
+    out->term = k->term;
     snprintf(out->why, sizeof(out->why), "%s", k->why.text);
     pthread_mutex_unlock(&k->lock);
 }
@@ -183,6 +222,7 @@ int rp_lease_keeper_stop(struct rp_lease_keeper *k, bool release, struct rp_erro
     int rc = release && !lost ? rp_lease_release(k->lease, err) : 0;
     pthread_cond_destroy(&k->change);
     pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->lease_lock);
     free(k);
     return rc;
 }

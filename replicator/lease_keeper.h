@@ -16,7 +16,10 @@
 
 struct rp_lease_keeper_config {
     uint64_t guard_ns;          /* 0: an eighth of the ttl */
-    /* The lease is lost: shut the outputs now. Called once, from a thread of the keeper; must not call the keeper. */
+    /* A renewal or an advance gave a later deadline (CLOCK_BOOTTIME). From the thread that renewed; may be NULL. */
+    void (*renewed)(void *ctx, uint64_t deadline_ns);
+    /* The lease is lost: shut the outputs now. Called once, from a thread of the keeper or from within
+     * rp_lease_keeper_advance; must not call the keeper. */
     void (*lost)(void *ctx, const struct rp_error *why);
     void *ctx;
 };
@@ -40,6 +43,9 @@ static inline bool rp_lease_keeper_valid(const _Atomic uint64_t *deadline)
     return rp_lease_valid(atomic_load_explicit(deadline, memory_order_acquire));     /* pairs with the renewer's release */
 }
 void rp_lease_keeper_stats(struct rp_lease_keeper *k, struct rp_lease_keeper_stats *out);
+/* rp_lease_advance, between two renewals. -ESTALE, -EBUSY: the lease is lost, and `lost` was or is called. Any thread but a
+ * callback's; waits for a renewal that hangs. */
+int rp_lease_keeper_advance(struct rp_lease_keeper *k, uint64_t *term, struct rp_error *err) RP_MUST_CHECK;
 /* Stops renewing (outputs must be shut), gives the lease up if `release` and if it is still held, frees the keeper. */
 int rp_lease_keeper_stop(struct rp_lease_keeper *k, bool release, struct rp_error *err) RP_MUST_CHECK;
 

@@ -81,6 +81,11 @@ struct rp_link_recv_config {
     struct rp_image *image;     /* borrowed; fed under the session's lock */
     /* After each applied epoch, from a lane's thread, before it is acknowledged: < 0 ends the session. May be NULL. */
     int (*applied)(void *ctx, struct rp_image *image, struct rp_error *err);
+    /* A primary has proven itself and asks to be served: < 0 with the reason in err refuses it. From the thread that
+     * serves; may block for a moment. May be NULL. */
+    int (*admit)(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err);
+    /* No primary is connected (any more): before each wait for the next one. Likewise. May be NULL. */
+    void (*alone)(void *ctx);
     void *ctx;
 };
 /* Owns the listener. */
@@ -88,6 +93,8 @@ int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config 
 /* Waits for a session and serves it until it ends. Strangers are refused on the way, one after the other.
  * The control connection of a session that ended FINAL stays open for rp_link_recv_running. */
 int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp_error *err) RP_MUST_CHECK;
+/* Another image from now on (the old one was forgotten). Not while serving. */
+void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image);
 /* Tells the source that the VM runs here now. */
 int rp_link_recv_running(struct rp_link_recv *r, struct rp_error *err) RP_MUST_CHECK;
 void rp_link_cancel(struct rp_link_recv *r);    /* any thread: serve returns RP_LINK_CANCELLED */

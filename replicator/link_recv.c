@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define LANE_WAIT_MS 5000       /* lanes of a session join within this time */
+#define ACCEPT_POLL_MS 50       /* between two looks at whether to stop */
 
 struct lane {
     struct rp_link_recv *r;
@@ -34,8 +35,10 @@ struct rp_link_recv {
     pthread_cond_t progress;
     uint64_t open_epoch;        /* being received, 0: between epochs */
     uint64_t ram_records;       /* of it, on all lanes */
-    bool over;                  /* the session has ended: `outcome` says how */
+    _Atomic bool over;          /* the session has ended: `outcome` says how. Written under lock; the control thread reads it
+                                   without, so that its beat does not wait for an epoch that is being applied. */
     struct rp_link_outcome outcome;
+    struct rp_conn *guest;      /* its handshake goes on */
     uint64_t heard_ns;          /* control thread */
     _Atomic bool cancelled;
 };
@@ -202,10 +205,7 @@ static void serve_control(struct rp_link_recv *r)
             end_session(r, m.a == RP_BYE_FINAL ? RP_LINK_FINAL : m.a == RP_BYE_BROKEN ? RP_LINK_BROKEN : RP_LINK_STOPPED, NULL);
             return;
         }
-        pthread_mutex_lock(&r->lock);
-        bool over = r->over;
-        pthread_mutex_unlock(&r->lock);
-        if (over)
+        if (atomic_load(&r->over))
             return;
     }
     control_ended(r, rc);
@@ -225,6 +225,8 @@ static int judge_control(void *ctx, const struct rp_hello *h, struct rp_welcome 
         return rp_error_set(err, EPROTO, "an impossible number of lanes or heartbeat");
     if (rp_image_epoch(r->cfg.image) && memcmp(held->vm_id, h->vm_id, sizeof(h->vm_id)) != 0)
         return rp_error_set(err, EPERM, "this standby holds another VM");
+    if (r->cfg.admit && r->cfg.admit(r->cfg.ctx, r->guest->peer, h, err) < 0)
+        return -EPERM;
     uint8_t random[RP_NONCE_BYTES];
     int rc = rp_secret_nonce(random, err);
     if (rc < 0)
@@ -244,6 +246,16 @@ static int judge_lane(void *ctx, const struct rp_hello *h, struct rp_welcome *w,
     return 0;
 }
 
+/* The connection whose handshake goes on: rp_link_cancel ends that too. False: cancelled already. */
+static bool set_guest(struct rp_link_recv *r, struct rp_conn *c)
+{
+    pthread_mutex_lock(&r->lock);
+    r->guest = c;
+    bool go_on = !atomic_load(&r->cancelled);
+    pthread_mutex_unlock(&r->lock);
+    return go_on;
+}
+
 /* The next connection that passes the handshake. -ETIMEDOUT after timeout_ms (< 0: never), -ECANCELED. */
 static int next_conn(struct rp_link_recv *r, rp_handshake_judge *judge, int timeout_ms, struct rp_conn **out,
                      struct rp_hello *hello, struct rp_error *err)
@@ -254,17 +266,20 @@ static int next_conn(struct rp_link_recv *r, rp_handshake_judge *judge, int time
         struct rp_conn *c;
         if (rp_clock_ns() > until)
             return rp_error_set(err, ETIMEDOUT, "the primary's lanes did not join in time");
-        int rc = rp_listener_accept(r->listener, 50, &c, err);
+        int rc = rp_listener_accept(r->listener, ACCEPT_POLL_MS, &c, err);
         if (rc == -EAGAIN)
             continue;
         if (rc < 0)
             return rc;
-        rc = rp_handshake_accept(c, &r->cfg.key, judge, r, hello, &why);
+        bool go_on = set_guest(r, c);
+        rc = go_on ? rp_handshake_accept(c, &r->cfg.key, judge, r, hello, &why) : -ECANCELED;
+        set_guest(r, NULL);
         if (rc == 0) {
             *out = c;
             return 0;
         }
-        rp_log(RP_LOG_WARN, "%s", why.text);
+        if (rc != -ECANCELED)
+            rp_log(RP_LOG_WARN, "%s: %s", c->peer, why.text);
         c->ops->close(c);
     }
     return -ECANCELED;
@@ -274,16 +289,25 @@ static void close_session(struct rp_link_recv *r)
 {
     for (unsigned i = 0; i < r->nlanes; i++)
         r->lanes[i].conn->ops->close(r->lanes[i].conn);
-    if (r->control.conn)
-        r->control.conn->ops->close(r->control.conn);
+    pthread_mutex_lock(&r->lock);       /* rp_link_cancel may be about to shut it down */
+    struct rp_conn *control = r->control.conn;
     r->control.conn = NULL;
+    pthread_mutex_unlock(&r->lock);
+    if (control)
+        control->ops->close(control);
     r->nlanes = 0;
 }
 
 static int open_session(struct rp_link_recv *r, struct rp_error *err)
 {
     close_session(r);
-    int rc = next_conn(r, judge_control, -1, &r->control.conn, &r->primary, err);
+    if (r->cfg.alone)
+        r->cfg.alone(r->cfg.ctx);
+    struct rp_conn *control = NULL;
+    int rc = next_conn(r, judge_control, -1, &control, &r->primary, err);
+    pthread_mutex_lock(&r->lock);
+    r->control.conn = control;
+    pthread_mutex_unlock(&r->lock);
     while (rc == 0 && r->nlanes < r->primary.lanes) {
         struct rp_hello h;
         struct lane *l = &r->lanes[r->nlanes];
@@ -335,6 +359,11 @@ int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp
     return rc < 0 ? rp_error_set(err, rc, "cannot start a lane's thread: %s", strerror(-rc)) : 0;
 }
 
+void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image)
+{
+    r->cfg.image = image;
+}
+
 int rp_link_recv_running(struct rp_link_recv *r, struct rp_error *err)
 {
     int rc = r->control.conn ? rp_control_send(&r->control, RP_CTL_RUNNING, 0, 0) : -ENOTCONN;
@@ -347,6 +376,8 @@ void rp_link_cancel(struct rp_link_recv *r)
     pthread_mutex_lock(&r->lock);
     if (r->control.conn)
         r->control.conn->ops->shutdown(r->control.conn);
+    if (r->guest)
+        r->guest->ops->shutdown(r->guest);
     pthread_mutex_unlock(&r->lock);
 }
 

@@ -29,6 +29,8 @@ struct rp_protect {
     struct rp_error why;            /* lock: of the last loss */
     uint64_t losses;                /* lock */
     bool stop, switching;           /* lock */
+    enum rp_protect_end how;        /* lock: with stop */
+    bool held;                      /* lock: outputs wait (P1) */
     int switched;                   /* lock: result of a switchover: 1 not yet known, 0, -errno */
     struct rp_error switch_why;     /* lock */
     uint64_t next_epoch;            /* protect thread: numbers go on from run to run */
@@ -70,9 +72,37 @@ static void pause_ms(struct rp_protect *p, unsigned ms)
     pthread_mutex_unlock(&p->lock);
 }
 
-static bool may_run(struct rp_protect *p)
+static void pause_vm(struct rp_protect *p, bool paused)
 {
-    return !p->cfg.may_run || p->cfg.may_run(p->cfg.ctx);
+    const struct rp_protect_owner *o = &p->cfg.owner;
+    if (p->cfg.pause_on_loss && o->pause)
+        o->pause(o->ctx, paused);
+}
+
+static bool outputs_held(struct rp_protect *p)
+{
+    pthread_mutex_lock(&p->lock);
+    bool held = p->held;
+    pthread_mutex_unlock(&p->lock);
+    return held;
+}
+
+/* P1: what waits, and what comes, may leave once no standby can take it back. 0: outputs flow. */
+static int open_outputs(struct rp_protect *p, struct rp_error *err)
+{
+    const struct rp_protect_owner *o = &p->cfg.owner;
+    if (!outputs_held(p)) {
+        p->src->ops->gate(p->src, false);       /* a run that ended before its first cut may have asked for it */
+        return 0;
+    }
+    int rc = o->disown ? o->disown(o->ctx, err) : 0;
+    if (rc < 0)
+        return rc;
+    p->src->ops->gate(p->src, false);
+    pthread_mutex_lock(&p->lock);
+    p->held = false;
+    pthread_mutex_unlock(&p->lock);
+    return 0;
 }
 
 /* Quotes end a JSON string; what goes into an event has none. */
@@ -90,14 +120,20 @@ static void standby_lost(struct rp_protect *p, struct rp_error *why)
     p->why = *why;
     p->losses++;
     pthread_mutex_unlock(&p->lock);
-    bool run = may_run(p);
-    const char *then = !run ? "outputs stay closed: the lease is not held" : p->cfg.pause_on_loss ? "paused" : "runs unprotected";
-    rp_events_emit(p->events, p->next_epoch, "PROTECT_LOST", "{\"reason\": \"%.110s\", \"then\": \"%s\"}", why->text, then);
-    if (p->cfg.pause_on_loss && p->cfg.pause)
-        p->cfg.pause(p->cfg.ctx, true);
-    else if (run)
-        p->src->ops->gate(p->src, false);
+    struct rp_error not = {0};
+    pause_vm(p, true);
+    bool open = !p->cfg.pause_on_loss && open_outputs(p, &not) == 0;
+    const char *then = p->cfg.pause_on_loss ? "paused" : open ? "runs unprotected" : "outputs wait for the lease";
+    rp_events_emit(p->events, p->next_epoch - 1, "PROTECT_LOST", "{\"reason\": \"%.110s\", \"then\": \"%s\"}", why->text, then);
     set_state(p, p->cfg.pause_on_loss ? RP_PROTECT_PAUSED : RP_PROTECT_UNPROTECTED);
+}
+
+/* The next attempt to reach a standby is due: outputs that had to wait for the lease try again first. */
+static void try_outputs(struct rp_protect *p)
+{
+    struct rp_error err = {0};
+    if (!p->cfg.pause_on_loss && outputs_held(p) && open_outputs(p, &err) == 0)
+        rp_events_emit(p->events, p->next_epoch - 1, "OUTPUTS_OPEN", "{\"reason\": \"no standby can take over any more\"}");
 }
 
 /* The run's engine says that it is over: the protect thread, which waits in watch_run, looks. */
@@ -127,10 +163,10 @@ static void watch_run(struct rp_protect *p)
             p->since_wall_ns = rp_wall_ns();
             rp_events_emit(p->events, s->committed, "PROTECTED", "{\"passes\": %u, \"bytes\": %llu}", s->passes,
                            (unsigned long long)s->done_bytes);
-            if (p->cfg.pause_on_loss && p->cfg.pause)
-                p->cfg.pause(p->cfg.ctx, false);
+            pause_vm(p, false);
             pthread_cond_broadcast(&p->change);
         }
+        p->held |= s->cut >= p->next_epoch;
         if (p->stop)
             rp_engine_stop(p->engine);
         if (p->switching && announced && !finishing) {
@@ -155,30 +191,86 @@ static void switch_done(struct rp_protect *p, int rc, const struct rp_error *why
     pthread_mutex_unlock(&p->lock);
 }
 
+/* P3: who runs? False: here; the source is to be resumed. */
+static bool settled_elsewhere(struct rp_protect *p, struct rp_sink *sink, struct rp_error *err)
+{
+    const struct rp_protect_owner *o = &p->cfg.owner;
+    for (;;) {
+        struct rp_error why = {0};
+        int rc = o->retake ? o->retake(o->ctx, &why) : 0;
+        if (rc == 0)
+            return false;
+        if (rc == -ESTALE) {
+            *err = why;
+            return true;
+        }
+        if (rp_link_sink_wait_running(sink, SWITCH_GRACE_MS, &why) == 0 || stopping(p))
+            return true;
+    }
+}
+
 /* The source stands after its last committed epoch: hand it over. True when it runs on the other side. */
 static bool hand_over(struct rp_protect *p, struct rp_sink *sink, uint64_t epoch)
 {
-    struct rp_error err = {0};
+    const struct rp_protect_owner *o = &p->cfg.owner;
+    struct rp_error err = {0}, ignored = {0};
+    if (o->yield && o->yield(o->ctx, &ignored) < 0)
+        rp_events_emit(p->events, epoch, "LEASE_NOT_RELEASED", "{\"then\": \"the standby waits until it runs out\"}");
     int rc = rp_link_sink_bye(sink, RP_BYE_FINAL, epoch, &err);
     if (rc == 0)
         rc = rp_link_sink_wait_running(sink, SWITCH_GRACE_MS, &err);
+    if (rc < 0 && settled_elsewhere(p, sink, &err))
+        rc = 0;
     if (rc == 0) {
         rp_events_emit(p->events, epoch, "SWITCHED", "{\"to\": \"standby\"}");
         set_state(p, RP_PROTECT_SWITCHED);
     }
     switch_done(p, rc, &err);
+    if (rc == 0 && o->switched)
+        o->switched(o->ctx);
     return rc == 0;
 }
 
-/* One run over one session. Returns true when there is nothing more to do (stopped, switched). */
-static bool one_run(struct rp_protect *p, struct rp_sink *sink, struct rp_error *err)
+enum verdict { LOST, OVER };
+
+/* The run was stopped, or the VM has ended: a goodbye if that is wanted. */
+static enum verdict part(struct rp_protect *p, struct rp_sink *sink, uint64_t committed)
 {
+    struct rp_error err = {0};
+    pthread_mutex_lock(&p->lock);
+    while (!p->stop)                /* the VM has ended: whoever watches it says what its standby is to do */
+        pthread_cond_wait(&p->change, &p->lock);
+    enum rp_protect_end how = p->how;
+    pthread_mutex_unlock(&p->lock);
+    if (how == RP_PROTECT_FORGET && rp_link_sink_bye(sink, RP_BYE_STOP, committed, &err) < 0)
+        rp_events_emit(p->events, committed, "STANDBY_GONE", "{}");
+    return OVER;
+}
+
+/* After a run: keeps its figures, and takes the engine and the sink out of the others' sight. */
+static void note_run(struct rp_protect *p, struct rp_engine *e, struct rp_sink *sink)
+{
+    pthread_mutex_lock(&p->lock);
+    rp_engine_stats(e, &p->last);
+    rp_link_sink_stats(sink, &p->last_link);
+    p->held |= p->last.cut >= p->next_epoch;
+    p->next_epoch = p->last.cut + 1;
+    p->engine = NULL;
+    p->sink = NULL;
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* One run over one session. */
+static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct rp_error *err)
+{
+    const struct rp_protect_owner *o = &p->cfg.owner;
     struct rp_engine_config cfg = p->cfg.engine;
     struct rp_engine *e;
     cfg.first_epoch = p->next_epoch;
+    cfg.term = o->term ? o->term(o->ctx) : 0;
     int rc = rp_engine_create(p->src, sink, RP_RUN_CONTINUOUS, &cfg, p->events, &e, err);
     if (rc < 0)
-        return false;
+        return LOST;
     pthread_mutex_lock(&p->lock);
     p->engine = e;
     p->sink = sink;
@@ -190,32 +282,24 @@ static bool one_run(struct rp_protect *p, struct rp_sink *sink, struct rp_error 
         watch_run(p);
         rc = rp_engine_wait(e, err);
     }
-    bool stands = rp_engine_stands(e), over = false;
+    bool stands = rp_engine_stands(e);
+    note_run(p, e, sink);
     uint64_t committed = p->last.committed;
-    pthread_mutex_lock(&p->lock);
-    rp_engine_stats(e, &p->last);
-    rp_link_sink_stats(sink, &p->last_link);
-    p->next_epoch = p->last.cut + 1;
-    p->engine = NULL;
-    p->sink = NULL;
-    pthread_mutex_unlock(&p->lock);
+    enum verdict v = LOST;
     if (rc == 0 && stands) {
-        over = hand_over(p, sink, committed);
-        if (!over)
+        v = hand_over(p, sink, committed) ? OVER : LOST;
+        if (v == LOST)
             rp_error_set(err, EIO, "%s", p->switch_why.text);
-    } else if (rc == 0) {
-        over = true;
-        struct rp_error ignored;
-        if (rp_link_sink_bye(sink, RP_BYE_STOP, committed, &ignored) < 0)
-            rp_events_emit(p->events, committed, "STANDBY_GONE", "{}");
+    } else if (rc == 0 || rc == -ESHUTDOWN) {
+        v = part(p, sink, committed);
     }
-    if (stands && !over) {      /* INV-6: the source goes on */
+    if (stands && v == LOST) {      /* INV-6: the source goes on */
         struct rp_error why = {0};
         if (p->src->ops->resume(p->src, &why) < 0)
             *err = why;
     }
     rp_engine_destroy(e);
-    return over;
+    return v;
 }
 
 static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_error *err)
@@ -225,6 +309,22 @@ static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_e
     return rp_link_sink_create(&p->cfg.link, sink, &held, err);
 }
 
+/* Protection is over, and the VM runs on without it, or has ended: what waits may leave. */
+static void end_protection(struct rp_protect *p)
+{
+    struct rp_error err = {0};
+    pthread_mutex_lock(&p->lock);
+    bool forget = !p->stop || p->how == RP_PROTECT_FORGET;
+    pthread_mutex_unlock(&p->lock);
+    int rc = forget ? open_outputs(p, &err) : 0;
+    while (rc < 0 && rc != -ESTALE) {
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        rc = open_outputs(p, &err);
+    }
+    rp_events_emit(p->events, p->next_epoch - 1, "UNPROTECTED", "{\"asked\": %s}", forget ? "true" : "false");
+    set_state(p, RP_PROTECT_OFF);
+}
+
 static void *protect_main(void *arg)
 {
     struct rp_protect *p = arg;
@@ -232,33 +332,31 @@ static void *protect_main(void *arg)
     while (!stopping(p)) {
         struct rp_error err = {0};
         struct rp_sink *sink;
-        bool over = false;
         if (connect_once(p, &sink, &err) == 0) {
-            over = one_run(p, sink, &err);
+            enum verdict v = one_run(p, sink, &err);
             sink->ops->destroy(sink);
-            if (over)
+            if (v == OVER)
                 break;
-            first = false;
             standby_lost(p, &err);
         } else if (first) {
             standby_lost(p, &err);
             if (!p->patient)
                 break;
-            first = false;
         }
-        if (p->switching)
+        first = false;
+        pthread_mutex_lock(&p->lock);
+        bool switching = p->switching;
+        pthread_mutex_unlock(&p->lock);
+        if (switching)
             switch_done(p, -EPIPE, &err);
         pause_ms(p, p->cfg.retry_ms);
+        try_outputs(p);
     }
     pthread_mutex_lock(&p->lock);
     bool switched = p->state == RP_PROTECT_SWITCHED;
     pthread_mutex_unlock(&p->lock);
-    if (!switched) {
-        if (may_run(p))
-            p->src->ops->gate(p->src, false);
-        rp_events_emit(p->events, p->next_epoch, "UNPROTECTED", "{}");
-        set_state(p, RP_PROTECT_OFF);
-    }
+    if (!switched)
+        end_protection(p);
     return NULL;
 }
 
@@ -345,12 +443,13 @@ int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err
     return rc;
 }
 
-void rp_protect_stop(struct rp_protect *p)
+uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how)
 {
     if (!p)
-        return;
+        return 0;
     pthread_mutex_lock(&p->lock);
     p->stop = true;
+    p->how = how;
     if (p->engine)
         rp_engine_stop(p->engine);
     pthread_cond_broadcast(&p->change);
@@ -358,7 +457,9 @@ void rp_protect_stop(struct rp_protect *p)
     pthread_join(p->thread, NULL);
     pthread_cond_destroy(&p->change);
     pthread_mutex_destroy(&p->lock);
+    uint64_t newest = p->next_epoch - 1;
     free(p);
+    return newest;
 }
 
 void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out)
@@ -369,11 +470,14 @@ void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out)
     out->state = p->state;
     out->losses = p->losses;
     out->since_wall_ns = p->since_wall_ns;
+    out->held = p->held;
+    out->newest_epoch = p->next_epoch - 1;
     memcpy(out->why, p->why.text, sizeof(out->why) - 1);
     out->have_engine = p->have_last;
     if (p->engine) {
         rp_engine_stats(p->engine, &out->engine);
         rp_link_sink_stats(p->sink, &out->link);
+        out->newest_epoch = out->engine.cut;
     } else if (p->have_last) {
         memcpy(&out->engine, &p->last, sizeof(out->engine));
         out->link = p->last_link;

@@ -1,5 +1,5 @@
 /*
- * protect.h - keeping a running VM protected: connect, sync, hold outputs, notice losses, come back.
+ * protect.h - keeping a running VM protected: connect, sync, hold outputs, notice losses, come back. docs/protection.md.
  *
  *            rp_protect_start                    epoch 1 committed
  *    OFF ───────────────────► CONNECTING ─► SYNCING ──────────► PROTECTED ──rp_protect_switch──► SWITCHED (source stands)
@@ -7,9 +7,10 @@
  *     │ rp_protect_stop          └── retry ────┴─────► UNPROTECTED ◄┘ (outputs flow, event; or PAUSED by policy)
  *     └──────────────────────────────────────────────────┘
  *
- * P1  Outputs are held exactly from the first cut of a run until the run ends; they then flow only if `may_run` says so
- *     (the lease is still ours): INV-3 comes before availability.
+ * P1  Outputs are held from the first cut of a run until `disown` has succeeded: from then on no standby may enter an epoch
+ *     that was made before, so that what leaves uncommitted cannot be taken back. INV-1 and INV-3 come before availability.
  * P2  A lost standby never stops the VM unless the policy says so (INV-5); every transition is an event (INV-7).
+ * P3  A switchover that is not known to have come about leaves the source standing until `retake` has decided who runs (INV-6).
  *
  * Threads: "protect"; the public calls are for control threads.
  */
@@ -25,16 +26,31 @@ enum rp_protect_state {
 };
 const char *rp_protect_state_name(enum rp_protect_state s);
 
+/* What protection asks of whoever runs the VM. All from the protect thread; each may be NULL (it then does nothing and
+ * succeeds). */
+struct rp_protect_owner {
+    void *ctx;
+    /* The lease's term, for the epochs of a run that begins now. */
+    uint64_t (*term)(void *ctx);
+    /* No standby may enter an epoch that was made until now. -ESTALE: the right to run is lost; other errors: not now. */
+    int (*disown)(void *ctx, struct rp_error *err);
+    /* The source stands and gives its right to run to the standby. An error is only told: the standby waits then. */
+    int (*yield)(void *ctx, struct rp_error *err);
+    /* The switchover did not come about, or nobody knows: wants the right to run back. 0: nobody has run since; -ESTALE:
+     * somebody has; -ETIMEDOUT: it is not decided yet. */
+    int (*retake)(void *ctx, struct rp_error *err);
+    /* The machine has to stand still (pause_on_loss), or may go on again. */
+    void (*pause)(void *ctx, bool paused);
+    /* The switchover came about: the VM runs at the standby, the source stands for good. */
+    void (*switched)(void *ctx);
+};
+
 struct rp_protect_config {
     struct rp_link_config link;         /* VM id and name are filled in from the source */
     struct rp_engine_config engine;
     bool pause_on_loss;                 /* rather stand still than run unprotected */
     unsigned retry_ms;                  /* between attempts to reach a standby; 0: 500 */
-    /* May outputs flow without a standby? (The lease is held.) NULL: yes. */
-    bool (*may_run)(void *ctx);
-    /* The machine has to stand still (pause_on_loss), or may go on again. NULL: never asked. */
-    void (*pause)(void *ctx, bool paused);
-    void *ctx;
+    struct rp_protect_owner owner;
 };
 
 struct rp_protect_status {
@@ -43,9 +59,16 @@ struct rp_protect_status {
     char why[256];                      /* of the last loss */
     uint64_t losses;                    /* since start */
     uint64_t since_wall_ns;             /* in this state */
+    uint64_t newest_epoch;              /* newest number given to an epoch */
+    bool held;                          /* outputs wait for commits */
     bool have_engine;
     struct rp_engine_stats engine;      /* of the run now, or the last one */
     struct rp_link_stats link;
+};
+
+enum rp_protect_end {
+    RP_PROTECT_FORGET,      /* the standby is told to forget its image, outputs flow (after `disown`) */
+    RP_PROTECT_LEAVE,       /* nothing is said: the standby takes over. Outputs stay as they are. */
 };
 
 struct rp_protect;
@@ -58,8 +81,8 @@ int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err) 
 /* Planned switchover: one last epoch, the standby enters it. 0: it runs there, the source stands still for good. On error the
  * VM runs on here (INV-6). */
 int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
-/* Ends protection: outputs flow, the standby is told. */
-void rp_protect_stop(struct rp_protect *p);
+/* Ends protection. Waits for `disown` when it has to be asked. Returns the newest number that was given to an epoch. */
+uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how);
 void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out);
 
 #endif

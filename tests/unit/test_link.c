@@ -247,7 +247,7 @@ Test(link, INV7_protection_comes_back)
     cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
     pthread_join(s2.thread, NULL);
     cr_assert_eq(s2.outcome.end, RP_LINK_FINAL);
-    rp_protect_stop(p);
+    rp_protect_stop(p, RP_PROTECT_FORGET);
     struct rp_event events[64];
     unsigned n = rp_events_copy(ev, events, 64), lost = 0, back = 0;
     for (unsigned i = 0; i < n; i++) {
