@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define STAGING_BYTES (64u << 20)   /* what a standby may use beside RAM: this and a tenth of RAM */
+
 struct rp_entry {
     struct rp_ram_config how;
     struct rp_guest_ram ram;    /* view.base NULL: not made yet, or a machine's */
@@ -27,6 +29,7 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     for (uint32_t i = 0; i < h->nregions; i++)
         pages += h->regions[i].pages;
     e->how.size_bytes = pages << RP_PAGE_SHIFT;
+    rp_image_bound(e->image, STAGING_BYTES + e->how.size_bytes / 10);
     int rc = rp_guest_ram_init(&e->ram, &e->how, err);
     if (rc < 0)
         return rc;
@@ -39,8 +42,7 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     return 0;
 }
 
-int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, uint64_t staging_max_bytes, struct rp_entry **out,
-                    struct rp_error *err)
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, struct rp_entry **out, struct rp_error *err)
 {
     struct rp_entry *e = calloc(1, sizeof(*e));
     if (!e)
@@ -48,7 +50,7 @@ int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, ui
     e->how = *how;
     e->ram.memfd = -1;
     struct rp_image_ops ops = {.ctx = e, .ram = make_ram};
-    int rc = rp_image_create(mode, &ops, staging_max_bytes, &e->image, err);
+    int rc = rp_image_create(mode, &ops, STAGING_BYTES, &e->image, err);
     if (rc < 0) {
         free(e);
         return rc;
@@ -90,16 +92,6 @@ int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)
     return rc;
 }
 
-/* What the VM remembers of itself; a VM without is entered all the same. */
-static int load_history(const struct rp_sections *s, struct rp_events *events, struct rp_error *err)
-{
-    struct rp_section history;
-    if (!events || !rp_sections_find(s, rp_history_table.name, 0, &history))
-        return 0;
-    int rc = rp_events_load(events, &history, err);
-    return rc < 0 ? rp_error_wrap(err, "the VM's history") : 0;
-}
-
 int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
                      struct rp_machine **out, struct rp_error *err)
 {
@@ -119,9 +111,7 @@ int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct r
     cfg->adopt = NULL;
     if (rc < 0)
         return rc;
-    rc = load_history(s, events, err);
-    if (rc == 0)
-        rc = rp_machine_enter(m, s, rp_image_trailer(e->image), moved, err);
+    rc = rp_machine_enter(m, s, rp_image_trailer(e->image), moved, err);
     if (rc < 0) {
         rp_machine_destroy(m);
         return rp_error_wrap(err, "entering epoch %llu", (unsigned long long)h->number);

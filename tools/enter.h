@@ -17,9 +17,9 @@
 
 struct rp_entry;
 
-/* `how`: how guest memory is to be had (populate, thp, hugetlb; its size comes with the epoch). */
-int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, uint64_t staging_max_bytes, struct rp_entry **out,
-                    struct rp_error *err) RP_MUST_CHECK;
+/* `how`: how guest memory is to be had (populate, thp, hugetlb; its size comes with the epoch). RP_IMAGE_STAGED: epochs are
+ * staged in at most 64 MiB and a tenth of RAM. */
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, struct rp_entry **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_entry_destroy(struct rp_entry *e);      /* also what no machine has taken over */
 struct rp_image *rp_entry_image(struct rp_entry *e);
 

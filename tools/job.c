@@ -120,6 +120,14 @@ int rp_jobs_create(struct rp_events *events, struct rp_jobs **out, struct rp_err
     return 0;
 }
 
+const char *rp_jobs_running(struct rp_jobs *j, const char *type)
+{
+    for (unsigned i = 0; i < j->n; i++)
+        if (job_status(j->all[i]) != CONCLUDED && (!type || strcmp(j->all[i]->kind->type, type) == 0))
+            return j->all[i]->id;
+    return NULL;
+}
+
 void rp_jobs_destroy(struct rp_jobs *j)
 {
     if (!j)

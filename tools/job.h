@@ -33,6 +33,8 @@ void rp_jobs_destroy(struct rp_jobs *j);
 int rp_job_start(struct rp_jobs *j, const struct rp_job_kind *kind, const char *id, bool alone, void *arg, const char **id_out,
                  struct rp_error *err) RP_MUST_CHECK;
 int rp_job_cancel(struct rp_jobs *j, const char *id, struct rp_error *err) RP_MUST_CHECK;   /* -ENODEV: no such job */
+/* The id of a job of this type (NULL: of any) that has not concluded; NULL: none. Control thread. */
+const char *rp_jobs_running(struct rp_jobs *j, const char *type);
 /* For query-jobs: [{id, type, status, current-progress, total-progress, error?}]. */
 json_t *rp_jobs_query(struct rp_jobs *j);
 

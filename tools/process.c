@@ -2,7 +2,9 @@
 #include "tools/process.h"
 
 #include "tools/notify.h"
+#include "tools/protection.h"
 #include "tools/sandbox.h"
+#include "tools/vm_fence.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,17 +22,38 @@ static int pidfile_write(const char *path, struct rp_error *err)
     return rc;
 }
 
+/* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
+static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
+{
+    if (o->pair.protect && !o->pair.lease)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--protect needs --lease: file:DIRECTORY, etcd:HOST:PORT, or none");
+    int rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
+    return rc == 0 && !o->pair.waits ? rp_vm_fence_take(vm, err) : rc;
+}
+
+static int start(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
+{
+    int rc = 0;
+    if (vm->fence)
+        rp_fence_bind(vm->fence, vm->machine);
+    if (!o->paused)
+        rc = rp_machine_state(vm->machine) == RP_VM_CREATED ? rp_machine_start(vm->machine, err) : rp_machine_resume(vm->machine, err);
+    if (rc == 0 && o->pair.protect)
+        rc = rp_protection_start(vm, &o->pair, true, err);
+    return rc;
+}
+
 /* The machine is there; from here on it may run. */
 static int go(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int rc = rp_sandbox_enter(o->sandbox, err);
+    int rc = rp_sandbox_enter(o->sandbox, o->pair.waits, err);
     if (rc == 0)
         rc = rp_vm_serve(vm, err);
-    if (rc == 0 && !o->paused)
-        rc = rp_machine_state(vm->machine) == RP_VM_CREATED ? rp_machine_start(vm->machine, err) : rp_machine_resume(vm->machine, err);
+    if (rc == 0 && vm->machine)
+        rc = start(vm, o, err);
     if (rc < 0)
         return rc;
-    rp_notify(o->paused ? "READY=1\nSTATUS=paused" : "READY=1\nSTATUS=running");
+    rp_notify(!vm->machine ? "READY=1\nSTATUS=waiting" : o->paused ? "READY=1\nSTATUS=paused" : "READY=1\nSTATUS=running");
     rc = rp_vm_loop(vm, err);
     rp_notify("STOPPING=1");
     return rc;
@@ -41,6 +64,8 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
     struct rp_vm vm;
     int rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
     vm.stop_timeout_ns = o->stop_timeout_ns;
+    if (rc == 0)
+        rc = take_lease(&vm, o, err);
     if (rc == 0)
         rc = make(&vm, o, ctx, err);
     if (rc == 0 && o->pidfile)

@@ -11,7 +11,8 @@
 #include "tools/vm.h"
 #include "tools/vm_options.h"
 
-/* Sets vm->machine: CREATED when it shall boot, PAUSED when an epoch was entered. */
+/* Sets vm->machine: CREATED when it shall boot, PAUSED when an epoch was entered; not at all when an epoch is waited for
+ * (standby): the machine is then made from within the loop. The lease, if there is one, is held unless o->pair.waits. */
 typedef int rp_process_make(struct rp_vm *vm, struct rp_vm_options *o, void *ctx, struct rp_error *err);
 
 /* Returns an exit code, or -errno with the sentence. */

@@ -7,6 +7,7 @@
  */
 #include "core/clock.h"
 #include "replicator/engine.h"
+#include "tools/protection.h"
 #include "tools/qmp_tables.h"
 
 #include <errno.h>
@@ -195,6 +196,9 @@ static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error 
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "checkpoint: target \"%s\": not file:F with an absolute path", target);
     if (strlen(target + 5) >= PATH_MAX)
         return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "checkpoint: the target's path is longer than %d bytes", PATH_MAX - 1);
+    if (rp_protection_active(vm))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: VM \"%s\" is protected, and its epochs go to the standby; unprotect it first",
+                             vm->name);
     enum rp_run_state s = rp_machine_state(vm->machine);
     if (s != RP_VM_RUNNING && s != RP_VM_PAUSED)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: VM \"%s\" %s", vm->name,

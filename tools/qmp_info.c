@@ -1,6 +1,7 @@
 /* QMP commands that only ask. Names and fields are those of QEMU where the meaning is the same (its qapi folder). */
 #include "core/clock.h"
 #include "tools/qmp_tables.h"
+#include "tools/standby.h"
 #include "tools/version.h"
 
 #include <errno.h>
@@ -16,6 +17,8 @@ static int answer(struct rp_qmp_call *call, json_t *result, struct rp_error *err
 
 static const char *state_name(const struct rp_machine *m)
 {
+    if (!m)
+        return "inmigrate";     /* QEMU's word for a machine that waits for its state */
     switch (rp_machine_state(m)) {
     case RP_VM_CREATED: return "prelaunch";
     case RP_VM_RUNNING: return "running";
@@ -30,7 +33,7 @@ static int query_status(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     return answer(call, json_pack("{s:s, s:b, s:b}", "status", state_name(vm->machine), "running",
-                                  rp_machine_state(vm->machine) == RP_VM_RUNNING, "singlestep", 0), err);
+                                  vm->machine && rp_machine_state(vm->machine) == RP_VM_RUNNING, "singlestep", 0), err);
 }
 
 static int query_version(struct rp_qmp_call *call, struct rp_error *err)
@@ -71,7 +74,10 @@ static int query_commands(struct rp_qmp_call *call, struct rp_error *err)
 static int query_events(struct rp_qmp_call *call, struct rp_error *err)
 {
     static const char *const names[] = {"STOP", "RESUME", "POWERDOWN", "RESET", "SHUTDOWN", "GUEST_FAILED", "DEVICE_BROKEN",
-                                        "BALLOON_CHANGE", "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED"};
+                                        "BALLOON_CHANGE", "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED", "PROTECTED", "PROTECT_LOST", "UNPROTECTED",
+                                        "OUTPUTS_OPEN", "SWITCHED", "SWITCHED_HERE", "TAKEN_OVER", "ENTERED", "PRIMARY_CONNECTED",
+                                        "PRIMARY_LOST", "STANDBY_READY", "STANDBY_BEHIND", "STANDBY_FORGOT", "LEASE_HELD", "LEASE_LOST",
+                                        "LEASE_REGAINED", "LEASE_ADVANCED"};
     json_t *list = json_array();
     for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         json_array_append_new(list, json_pack("{s:s}", "name", names[i]));
@@ -193,6 +199,10 @@ static int query_history(struct rp_qmp_call *call, struct rp_error *err)
 static int query_vm(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
+    if (!vm->machine)
+        return answer(call, json_pack("{s:s, s:s, s:i, s:I, s:s, s:o}", "name", vm->name, "status", "inmigrate", "pid", (int)getpid(), "uptime-ms",
+                                      (json_int_t)((rp_wall_ns() - vm->started_wall_ns) / 1000000u), "version", RP_VERSION_TEXT, "standby",
+                                      rp_standby_query(vm)), err);
     const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     char uuid[37];
     uuid_text(cfg->vm_id, uuid);
@@ -206,21 +216,21 @@ static int query_vm(struct rp_qmp_call *call, struct rp_error *err)
 static const struct rp_qmp_arg history_args[] = {{"max", RP_QMP_SIZE, true}, {.name = NULL}};
 
 static const struct rp_qmp_command commands[] = {
-    {.name = "query-status", .run = query_status},
-    {.name = "query-version", .run = query_version},
-    {.name = "query-name", .run = query_name},
+    {.name = "query-status", .run = query_status, .early = true},
+    {.name = "query-version", .run = query_version, .early = true},
+    {.name = "query-name", .run = query_name, .early = true},
     {.name = "query-uuid", .run = query_uuid},
-    {.name = "query-kvm", .run = query_kvm},
-    {.name = "query-commands", .run = query_commands},
-    {.name = "query-events", .run = query_events},
+    {.name = "query-kvm", .run = query_kvm, .early = true},
+    {.name = "query-commands", .run = query_commands, .early = true},
+    {.name = "query-events", .run = query_events, .early = true},
     {.name = "query-memory-size-summary", .run = query_memory},
     {.name = "query-cpus-fast", .run = query_cpus},
     {.name = "query-block", .run = query_block},
     {.name = "query-blockstats", .run = query_blockstats},
     {.name = "query-nics", .run = query_nics},
     {.name = "query-balloon", .run = query_balloon},
-    {.name = "query-history", .run = query_history, .args = history_args},
-    {.name = "query-vm", .run = query_vm},
+    {.name = "query-history", .run = query_history, .args = history_args, .early = true},
+    {.name = "query-vm", .run = query_vm, .early = true},
 };
 
 struct rp_qmp_table rp_qmp_info_table(void)

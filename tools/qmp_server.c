@@ -45,6 +45,7 @@ struct rp_qmp {
     struct rp_events *events;
     int subscription;
     int epoll_fd, wake_fd, request_fd;
+    const char *why_not;        /* control thread, once started: only early commands run; NULL: all */
     pthread_t thread;
     bool started;
 
@@ -528,6 +529,8 @@ static json_t *command_run(const struct rp_qmp *q, json_t *message)
     struct rp_qmp_call call = {.ctx = ctx, .args = args ? args : none};
     int rc = json_is_object(call.args) ? args_check(cmd, call.args, &err)
                                        : rp_error_set(&err, EINVAL, "\"arguments\" must be an object");
+    if (rc == 0 && q->why_not && !cmd->early)
+        rc = rp_error_exit(&err, RP_EXIT_REFUSED, EAGAIN, "%s: %s", cmd->name, q->why_not);
     if (rc == 0)
         rc = cmd->run(&call, &err);
     json_decref(none);
@@ -561,6 +564,16 @@ void rp_qmp_dispatch(struct rp_qmp *q)
         pthread_mutex_unlock(&q->lock);
         wake(q->wake_fd);
     }
+}
+
+void rp_qmp_not_ready(struct rp_qmp *q, const char *why_not)
+{
+    q->why_not = why_not;
+}
+
+void rp_qmp_ready(struct rp_qmp *q)
+{
+    q->why_not = NULL;
 }
 
 json_t *rp_qmp_command_list(const struct rp_qmp *q)

@@ -37,6 +37,7 @@ struct rp_qmp_command {
     /* 0, or -errno with the sentence that becomes the error's "desc" (class GenericError; DeviceNotFound for ENODEV). */
     int (*run)(struct rp_qmp_call *call, struct rp_error *err);
     const struct rp_qmp_arg *args;  /* ends with name == NULL; NULL: takes none */
+    bool early;         /* also while rp_qmp_ready has not been called: needs no machine */
 };
 
 struct rp_qmp;
@@ -44,6 +45,9 @@ int rp_qmp_create(struct rp_events *events, struct rp_qmp **out, struct rp_error
 /* Before start. Borrows the table. */
 int rp_qmp_add(struct rp_qmp *q, const struct rp_qmp_command *commands, unsigned n, void *ctx, struct rp_error *err) RP_MUST_CHECK;
 #define RP_QMP_ADD(q, table, ctx, err) rp_qmp_add(q, table, sizeof(table) / sizeof((table)[0]), ctx, err)
+/* What there is to act on is there: from here on every command runs; the others were refused with `why_not` until now. */
+void rp_qmp_not_ready(struct rp_qmp *q, const char *why_not);    /* before start; borrowed */
+void rp_qmp_ready(struct rp_qmp *q);                             /* control thread */
 /* Before start. Owns the listening socket from here on. At most two. */
 int rp_qmp_listen(struct rp_qmp *q, int fd, struct rp_error *err) RP_MUST_CHECK;
 int rp_qmp_start(struct rp_qmp *q, struct rp_error *err) RP_MUST_CHECK;

@@ -8,6 +8,7 @@ int rp_qmp_tables_add(struct rp_vm *vm, struct rp_error *err)
         rp_qmp_info_table,
         rp_qmp_job_table,
         rp_qmp_checkpoint_table,
+        rp_qmp_protect_table,
     };
     for (unsigned i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
         struct rp_qmp_table t = tables[i]();

@@ -40,7 +40,11 @@ static int cmd_reset(struct rp_qmp_call *call, struct rp_error *err)
 static int cmd_quit(struct rp_qmp_call *call, struct rp_error *err)
 {
     (void)err;
-    rp_machine_quit(((struct rp_vm *)call->ctx)->machine);
+    struct rp_vm *vm = call->ctx;
+    if (vm->machine)
+        rp_machine_quit(vm->machine);
+    else
+        rp_vm_leave(vm, RP_EXIT_DONE);
     return 0;
 }
 
@@ -59,7 +63,7 @@ static const struct rp_qmp_command commands[] = {
     {.name = "cont", .run = cmd_cont},
     {.name = "system_powerdown", .run = cmd_powerdown},
     {.name = "system_reset", .run = cmd_reset},
-    {.name = "quit", .run = cmd_quit},
+    {.name = "quit", .run = cmd_quit, .early = true},
     {.name = "balloon", .run = cmd_balloon, .args = balloon_args},
 };
 

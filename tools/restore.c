@@ -25,7 +25,7 @@ static int load(struct restore *r, const struct rp_vm_options *o, struct rp_erro
     int fd = open(r->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return rp_error_exit(err, errno == ENOENT ? RP_EXIT_USAGE : RP_EXIT_FAILED, errno, "%s: %s", r->path, strerror(errno));
-    int rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, 0, &r->entry, err);
+    int rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, &r->entry, err);
     if (rc == 0) {
         rc = rp_entry_load(r->entry, fd, err);
         if (rc < 0)
@@ -66,7 +66,7 @@ const struct rp_verb rp_verb_restore = {
     .summary = "Go on with a VM from a checkpoint; this process is the VM until it ends.",
     .details = "The checkpoint is verified whole before anything is made of it. It brings the machine itself; what belongs to this host "
                "(files of disks, network interfaces) is given again, in the order of `reprise run`. Without --name the VM keeps its name.",
-    .groups = {RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP},
+    .groups = {RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_RUN_PROTECT_GROUP, RP_PROTECT_GROUP, RP_FENCE_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,
 };

@@ -95,7 +95,7 @@ static int set_attributes(scmp_filter_ctx f)
     return rc;
 }
 
-int rp_sandbox_enter(enum rp_sandbox_mode mode, struct rp_error *err)
+int rp_sandbox_enter(enum rp_sandbox_mode mode, bool machine_comes, struct rp_error *err)
 {
     if (mode == RP_SANDBOX_OFF)
         return 0;
@@ -107,6 +107,8 @@ int rp_sandbox_enter(enum rp_sandbox_mode mode, struct rp_error *err)
         rc = allow_names(f);
     if (rc == 0)
         rc = allow_some(f);
+    if (rc == 0 && machine_comes)
+        rc = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(io_uring_setup), 0);
     if (rc == 0)
         rc = seccomp_load(f);
     seccomp_release(f);

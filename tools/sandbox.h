@@ -12,6 +12,7 @@
 #include "tools/vm_options.h"
 
 /* Thread: control; others may run already. RP_EXIT_HOST: the kernel has no filters. */
-int rp_sandbox_enter(enum rp_sandbox_mode mode, struct rp_error *err) RP_MUST_CHECK;
+/* `machine_comes`: a machine is made later (a standby), so its disks' rings are, too. */
+int rp_sandbox_enter(enum rp_sandbox_mode mode, bool machine_comes, struct rp_error *err) RP_MUST_CHECK;
 
 #endif

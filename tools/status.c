@@ -34,7 +34,7 @@ static int collect(const char *name, json_t **out, struct rp_error *err)
     int rc = rp_client_open(name, &c, err);
     if (rc == 0)
         rc = rp_client_call(c, "query-vm", NULL, &vm, err);
-    if (rc == 0) {
+    if (rc == 0 && !json_object_get(vm, "standby")) {
         add(c, vm, "disk", "query-blockstats", &rc, err);
         add(c, vm, "net", "query-nics", &rc, err);
         add(c, vm, "jobs", "query-jobs", &rc, err);
@@ -82,6 +82,11 @@ static void print_one(json_t *vm)
     size_t i;
     json_t *v;
     printf("%s: %s%s%s\n", str(vm, "name"), str(vm, "status"), *str(vm, "failure") ? ": " : "", str(vm, "failure"));
+    if (json_object_get(vm, "standby")) {
+        printf("  %-24s %lld\n", "pid", num(vm, "pid"));
+        print_tree("standby", json_object_get(vm, "standby"));
+        return;
+    }
     printf("  %-24s %s\n  %-24s %lld\n", "uuid", str(vm, "uuid"), "pid", num(vm, "pid"));
     printf("  %-24s %lld vCPUs, %lld MiB, up %.1f s\n", "machine", num(vm, "vcpus"), num(vm, "memory-bytes") >> 20,
            (double)num(vm, "uptime-ms") / 1e3);

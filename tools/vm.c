@@ -3,7 +3,10 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "tools/protection.h"
 #include "tools/qmp_tables.h"
+#include "tools/standby.h"
+#include "tools/vm_fence.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -106,6 +109,13 @@ void rp_vm_leave(struct rp_vm *vm, int exit_code)
     vm->leave_code = exit_code;
 }
 
+void rp_vm_leave_because(struct rp_vm *vm, const struct rp_error *why)
+{
+    if (!vm->leaving)
+        vm->leave_why = *why;
+    vm->leaving = true;
+}
+
 /* --- the loop --- */
 
 static void on_signals(struct rp_vm *vm)
@@ -114,6 +124,10 @@ static void on_signals(struct rp_vm *vm)
     while (read(vm->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
         if (si.ssi_signo == SIGHUP)
             continue;   /* a terminal that went away is no reason to end a VM */
+        if (!vm->machine) {     /* a standby that waits: it holds a copy, so ending it costs nobody anything */
+            rp_vm_leave(vm, si.ssi_signo == SIGINT ? RP_EXIT_INTERRUPTED : RP_EXIT_DONE);
+            continue;
+        }
         bool again = vm->stop_deadline_ns != 0;
         if (si.ssi_signo == SIGTERM && !again) {
             vm->stop_deadline_ns = rp_clock_ns() + vm->stop_timeout_ns;
@@ -156,7 +170,7 @@ int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
 {
     while (!vm->leaving) {
         struct pollfd fds[3 + RP_VM_WATCHES_MAX] = {
-            {.fd = rp_machine_end_fd(vm->machine), .events = POLLIN},
+            {.fd = vm->machine ? rp_machine_end_fd(vm->machine) : -1, .events = POLLIN},
             {.fd = vm->signal_fd, .events = POLLIN},
             {.fd = rp_qmp_request_fd(vm->qmp), .events = POLLIN},
         };
@@ -183,7 +197,18 @@ int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
         if (fds[0].revents)
             return end_code(vm, err);
     }
-    return vm->leave_code;
+    if (vm->leave_why.code && err)
+        *err = vm->leave_why;
+    return vm->leave_why.code ? vm->leave_why.code : vm->leave_code;
+}
+
+/* Protection and lease at the end. A VM that ended for good takes its standby along; one that failed here is the standby's. */
+static void unpair(struct rp_vm *vm)
+{
+    bool ended = vm->machine && rp_machine_state(vm->machine) == RP_VM_SHUTDOWN;
+    rp_standby_stop(vm);
+    rp_protection_stop(vm, ended);
+    rp_vm_fence_close(vm);
 }
 
 void rp_vm_close(struct rp_vm *vm)
@@ -192,6 +217,7 @@ void rp_vm_close(struct rp_vm *vm)
         unlink(vm->socket_path);
     if (vm->qmp_path[0])
         unlink(vm->qmp_path);
+    unpair(vm);
     rp_jobs_destroy(vm->jobs);
     rp_qmp_destroy(vm->qmp);
     if (vm->machine)

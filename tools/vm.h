@@ -18,9 +18,13 @@
 
 #define RP_VM_WATCHES_MAX 8u
 
+struct rp_fence;
+struct rp_protection;
+struct rp_standby;
+
 struct rp_vm {                  /* control thread, constant after rp_vm_serve unless said */
     char name[RP_VM_NAME_MAX];
-    struct rp_machine *machine; /* set by the verb; owned by the vm from then on */
+    struct rp_machine *machine; /* set by the verb; owned by the vm from then on. NULL while a standby waits */
     struct rp_events *events;
     struct rp_jobs *jobs;
     struct rp_qmp *qmp;
@@ -33,6 +37,12 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     bool interrupted;           /* SIGINT ended it: exit code 130 */
     bool leaving;               /* rp_vm_leave was called */
     int leave_code;
+    struct rp_error leave_why;  /* of rp_vm_leave_because */
+    struct rp_fence *fence;     /* vm_fence.h; NULL: no lease */
+    int fence_fd;
+    bool fence_taken, fence_lost, fence_paused;
+    struct rp_protection *protection;   /* protection.h; NULL: not protected */
+    struct rp_standby *standby; /* standby.h; NULL: not waiting for anything */
     unsigned nwatches;
     struct { int fd; void (*fn)(void *ctx); void *ctx; } watches[RP_VM_WATCHES_MAX];
 };
@@ -50,7 +60,9 @@ void rp_vm_unwatch(struct rp_vm *vm, int fd);
 int rp_vm_loop(struct rp_vm *vm, struct rp_error *err);
 /* Control thread: the loop ends with this exit code although the machine has not (it lives on elsewhere). */
 void rp_vm_leave(struct rp_vm *vm, int exit_code);
-/* Ends jobs, clients and machine, removes the sockets. Also after a failed open. */
+/* Likewise, and the loop's result is this error. The first one counts. */
+void rp_vm_leave_because(struct rp_vm *vm, const struct rp_error *why);
+/* Ends protection, jobs, clients and machine, removes the sockets. Also after a failed open. */
 void rp_vm_close(struct rp_vm *vm);
 
 #endif

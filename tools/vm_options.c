@@ -21,6 +21,7 @@ const struct rp_vm_options rp_vm_options_defaults = {
     },
     .stop_timeout_ns = 10000000000u,
     .sandbox = RP_SANDBOX_ON,
+    .pair = {.heartbeat_ns = 20000000u, .lanes = 1},
 };
 
 static int bad(struct rp_error *err, const char *fmt, ...) RP_PRINTF(2, 3);

@@ -6,6 +6,7 @@
 #define RP_TOOLS_VM_OPTIONS_H
 
 #include "tools/args.h"
+#include "tools/pair_options.h"
 #include "vmm/machine.h"
 
 enum rp_sandbox_mode { RP_SANDBOX_OFF, RP_SANDBOX_LOG, RP_SANDBOX_ON };
@@ -18,6 +19,7 @@ struct rp_vm_options {
     uint64_t stop_timeout_ns;       /* SIGTERM: how long the guest may take to power off */
     enum rp_sandbox_mode sandbox;
     bool paused;
+    struct rp_pair_options pair;    /* pair_options.h */
 };
 
 extern const struct rp_vm_options rp_vm_options_defaults;

@@ -119,7 +119,7 @@ static void *thread_main(void *arg)
 static int inside(void)
 {
     struct rp_error err = {0};
-    if (rp_sandbox_enter(RP_SANDBOX_ON, &err) < 0)
+    if (rp_sandbox_enter(RP_SANDBOX_ON, false, &err) < 0)
         return 1;
     pthread_t t;
     int answer = 0;

@@ -1,0 +1,33 @@
+/*
+ * pair_options.h - the options of a protected VM: the lease (run, restore, standby, protect), and how it is to be
+ * protected (run --protect, protect). The same words go through QMP to a VM that runs (qmp_protect.c).
+ * Offsets are relative to struct rp_vm_options, of which this is a part. Strings point into argv.
+ */
+#ifndef RP_TOOLS_PAIR_OPTIONS_H
+#define RP_TOOLS_PAIR_OPTIONS_H
+
+#include "tools/args.h"
+
+struct rp_pair_options {
+    const char *lease;          /* file:DIRECTORY, etcd:HOST:PORT, none; NULL: not given */
+    uint64_t lease_ttl_ns;      /* 0: 2 s */
+    const char *key_path;       /* the pair's pre-shared key, or NULL */
+    const char *protect;        /* URI, or NULL */
+    uint64_t epoch_ns, latency_ns, bandwidth_bytes_s;   /* 0: not given */
+    unsigned cpu_percent, lanes;
+    uint64_t heartbeat_ns;
+    bool pause_on_loss;
+    bool waits;                 /* set by standby: the lease is taken when the primary has lost it, not at the start */
+    const char *listen;         /* standby: URI */
+};
+
+#define RP_FENCE_OPTIONS 3u
+#define RP_PROTECT_OPTIONS 7u
+extern const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS];
+extern const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS];
+extern const struct rp_opt rp_run_protect_option[1];    /* --protect URI */
+#define RP_FENCE_GROUP {.title = "Lease", .opts = rp_fence_options, .nopts = RP_FENCE_OPTIONS}
+#define RP_PROTECT_GROUP {.title = "Protection", .opts = rp_protect_options, .nopts = RP_PROTECT_OPTIONS}
+#define RP_RUN_PROTECT_GROUP {.title = "Protected from the start", .opts = rp_run_protect_option, .nopts = 1}
+
+#endif

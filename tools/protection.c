@@ -1,0 +1,307 @@
+#include "tools/protection.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "replicator/protect.h"
+#include "tools/vm_fence.h"
+#include "vmm/gate.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define RETAKE_MS 1000
+
+struct rp_protection {
+    struct rp_vm *vm;
+    struct rp_protect_config cfg;
+    struct rp_protect *protect;     /* control thread; NULL between a stop and a start */
+    int event_fd;                   /* the protect thread has something for the control thread */
+    _Atomic bool pause_wanted;      /* it wants the machine to stand still */
+    bool paused;                    /* control: and it does */
+    _Atomic uint64_t yielded;       /* the term that was given up for a switchover, 0: none was */
+};
+
+/* --- what the protect thread asks of us; it may wait for the lease's storage --- */
+
+static uint64_t owner_term(void *ctx)
+{
+    struct rp_protection *p = ctx;
+    return rp_fence_term(p->vm->fence);
+}
+
+static int owner_disown(void *ctx, struct rp_error *err)
+{
+    struct rp_protection *p = ctx;
+    int rc = rp_fence_disown(p->vm->fence, err);
+    if (rc == 0)
+        rp_events_emit(p->vm->events, 0, "LEASE_ADVANCED", "{\"term\": %llu, \"reason\": \"no standby may enter what it holds\"}",
+                       (unsigned long long)rp_fence_term(p->vm->fence));
+    return rc;
+}
+
+static int owner_yield(void *ctx, struct rp_error *err)
+{
+    struct rp_protection *p = ctx;
+    atomic_store(&p->yielded, rp_fence_term(p->vm->fence));
+    return rp_fence_yield(p->vm->fence, err);
+}
+
+static int owner_retake(void *ctx, struct rp_error *err)
+{
+    struct rp_protection *p = ctx;
+    rp_fence_follow(p->vm->fence, atomic_load(&p->yielded));
+    int rc = rp_fence_wait(p->vm->fence, RETAKE_MS, err);
+    if (rc == 0)
+        atomic_store(&p->yielded, 0);
+    return rc;
+}
+
+static void owner_switched(void *ctx)
+{
+    struct rp_protection *p = ctx;
+    (void)eventfd_write(p->event_fd, 1);
+}
+
+static void owner_pause(void *ctx, bool paused)
+{
+    struct rp_protection *p = ctx;
+    atomic_store(&p->pause_wanted, paused);
+    (void)eventfd_write(p->event_fd, 1);
+}
+
+/* --- control thread --- */
+
+static void on_event(void *ctx)
+{
+    struct rp_protection *p = ctx;
+    struct rp_error err = {0};
+    eventfd_t n;
+    if (eventfd_read(p->event_fd, &n) < 0)
+        return;
+    bool want = atomic_load(&p->pause_wanted);
+    int rc = 0;
+    if (want && !p->paused && rp_machine_state(p->vm->machine) == RP_VM_RUNNING) {
+        rc = rp_machine_pause(p->vm->machine, &err);
+        p->paused = rc == 0;
+    } else if (!want && p->paused) {
+        rc = rp_machine_resume(p->vm->machine, &err);
+        p->paused = false;
+    }
+    if (rc < 0)
+        rp_log(RP_LOG_ERROR, "--on-loss pause: %s", err.text);
+    if (rp_protection_switched(p->vm))
+        rp_vm_leave(p->vm, RP_EXIT_DONE);
+}
+
+static void goal_of(const struct rp_pair_options *o, struct rp_protect_config *cfg)
+{
+    struct rp_goal *g = &cfg->engine.goal;
+    rp_goal_defaults(g);
+    if (o->epoch_ns)
+        g->epoch_ns = o->epoch_ns;
+    g->latency_ns = o->latency_ns;
+    g->bandwidth_bytes_s = o->bandwidth_bytes_s;
+    g->cpu_percent = o->cpu_percent;
+    cfg->pause_on_loss = o->pause_on_loss;
+    cfg->link.lanes = o->lanes;
+    cfg->link.heartbeat_ms = (unsigned)(o->heartbeat_ns / 1000000u);
+    if (!cfg->link.heartbeat_ms)
+        cfg->link.heartbeat_ms = 1;
+    /* The standby misses us after four of our beats; we are as patient with it, and grant it half a second in any case. */
+    cfg->link.timeout_ms = cfg->link.heartbeat_ms * 4 < 500 ? 500 : cfg->link.heartbeat_ms * 4;
+}
+
+static int start_run(struct rp_protection *p, bool patient, struct rp_error *err)
+{
+    p->cfg.engine.first_epoch = p->vm->epoch + 1;
+    return rp_protect_start(rp_machine_source(p->vm->machine), p->vm->events, &p->cfg, patient, &p->protect, err);
+}
+
+static void stop_run(struct rp_protection *p, enum rp_protect_end how)
+{
+    uint64_t newest = rp_protect_stop(p->protect, how);
+    if (newest > p->vm->epoch)
+        p->vm->epoch = newest;
+    p->protect = NULL;
+}
+
+static int configure(struct rp_protection *p, const struct rp_pair_options *o, struct rp_error *err)
+{
+    struct rp_protect_config *cfg = &p->cfg;
+    int rc = rp_uri_parse(o->protect, &cfg->link.uri, err);
+    if (rc == 0 && o->key_path)
+        rc = rp_secret_load(o->key_path, &cfg->link.key, err);
+    if (rc < 0)
+        return rc;
+    goal_of(o, cfg);
+    cfg->owner = (struct rp_protect_owner){.ctx = p, .term = owner_term, .disown = owner_disown, .yield = owner_yield,
+                                           .retake = owner_retake, .pause = owner_pause, .switched = owner_switched};
+    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return p->event_fd < 0 ? rp_error_set(err, errno, "eventfd: %s", strerror(errno)) : 0;
+}
+
+static void forget(struct rp_vm *vm)
+{
+    struct rp_protection *p = vm->protection;
+    vm->protection = NULL;
+    if (p->event_fd >= 0) {
+        rp_vm_unwatch(vm, p->event_fd);
+        close(p->event_fd);
+    }
+    free(p);
+}
+
+static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct rp_error *err)
+{
+    enum rp_run_state s = rp_machine_state(vm->machine);
+    if (vm->protection)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is protected already; unprotect it first", vm->name);
+    if (s == RP_VM_SHUTDOWN || s == RP_VM_FAILED)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" has ended", vm->name);
+    if (rp_jobs_running(vm->jobs, NULL))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\": job %s runs; wait for it or cancel it", vm->name,
+                             rp_jobs_running(vm->jobs, NULL));
+    if (!o->lease && !vm->fence)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--lease is missing: file:DIRECTORY on storage that both hosts see, etcd:HOST:PORT, "
+                             "or none, and then nothing keeps two instances apart when the link is cut");
+    return 0;
+}
+
+int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *o, bool patient, struct rp_error *err)
+{
+    int rc = may_protect(vm, o, err);
+    if (rc < 0)
+        return rc;
+    struct rp_protection *p = calloc(1, sizeof(*p));
+    if (!p)
+        return rp_error_set(err, ENOMEM, "no memory to protect");
+    vm->protection = p;
+    p->vm = vm;
+    p->event_fd = -1;
+    rc = configure(p, o, err);
+    if (rc == 0)
+        rc = rp_vm_fence_open(vm, o->lease, o->lease_ttl_ns, err);
+    if (rc == 0)
+        rc = rp_vm_fence_take(vm, err);
+    if (rc == 0)
+        rc = rp_vm_watch(vm, p->event_fd, on_event, p, err);
+    if (rc == 0)
+        rc = start_run(p, patient, err);
+    if (rc < 0)
+        forget(vm);
+    return rc;
+}
+
+void rp_protection_stop(struct rp_vm *vm, bool forget_image)
+{
+    if (!vm->protection)
+        return;
+    stop_run(vm->protection, forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE);
+    forget(vm);
+}
+
+void rp_protection_restart(struct rp_vm *vm)
+{
+    struct rp_error err = {0};
+    struct rp_protection *p = vm->protection;
+    if (!p)
+        return;
+    stop_run(p, RP_PROTECT_FORGET);
+    if (start_run(p, true, &err) < 0)
+        rp_log(RP_LOG_ERROR, "protection cannot begin anew: %s", err.text);
+}
+
+bool rp_protection_active(const struct rp_vm *vm)
+{
+    return vm->protection != NULL;
+}
+
+bool rp_protection_switched(const struct rp_vm *vm)
+{
+    struct rp_protection *p = vm->protection;
+    return p && atomic_load(&p->yielded) != 0;
+}
+
+/* --- query-protect --- */
+
+static json_t *times(const struct rp_hist *h)
+{
+    return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)atomic_load(&h->count), "p50-us", (json_int_t)(rp_hist_quantile(h, 0.5) / 1000),
+                     "p99-us", (json_int_t)(rp_hist_quantile(h, 0.99) / 1000), "max-us", (json_int_t)(atomic_load(&h->max) / 1000));
+}
+
+static json_t *codecs(const struct rp_encode_stats *e)
+{
+    json_t *all = json_object();
+    for (uint8_t i = 0; i < RP_CODEC_COUNT; i++)
+        json_object_set_new(all, rp_codec_name(i), json_pack("{s:I, s:I}", "pages", (json_int_t)atomic_load(&e->pages[i]), "bytes",
+                                                              (json_int_t)atomic_load(&e->bytes[i])));
+    return all;
+}
+
+static json_t *outputs(struct rp_vm *vm, bool held)
+{
+    struct rp_gate_stats g;
+    rp_machine_output_stats(vm->machine, &g);
+    return json_pack("{s:b, s:I, s:I, s:I, s:I, s:I}", "held", (int)held, "waiting-frames", (json_int_t)g.waiting_frames, "waiting-bytes",
+                     (json_int_t)g.waiting_bytes, "hold-p50-us", (json_int_t)(g.hold_p50_ns / 1000), "hold-p99-us",
+                     (json_int_t)(g.hold_p99_ns / 1000), "hold-max-us", (json_int_t)(g.hold_max_ns / 1000));
+}
+
+static void add_engine(json_t *o, const struct rp_protect_status *s)
+{
+    const struct rp_engine_stats *e = &s->engine;
+    uint64_t now = rp_wall_ns(), age = e->committed_wall_ns && now > e->committed_wall_ns ? now - e->committed_wall_ns : 0;
+    json_object_set_new(o, "committed", json_integer((json_int_t)e->committed));
+    json_object_set_new(o, "lag-epochs", json_integer((json_int_t)(e->cut - e->committed)));
+    json_object_set_new(o, "committed-ms-ago", json_integer((json_int_t)(age / 1000000)));
+    json_object_set_new(o, "pause", times(&e->pause));
+    json_object_set_new(o, "commit", times(&e->commit));
+    json_object_set_new(o, "dirty-pages-per-second", json_real(e->dirty_pages_s));
+    json_object_set_new(o, "sync", json_pack("{s:I, s:I, s:i}", "ram-bytes", (json_int_t)e->ram_bytes, "looked-at-bytes",
+                                             (json_int_t)e->done_bytes, "passes", (int)e->passes));
+    json_object_set_new(o, "codecs", codecs(&e->encode));
+    json_object_set_new(o, "unchanged-pages", json_integer((json_int_t)atomic_load(&e->encode.unchanged)));
+    json_object_set_new(o, "memory-bytes", json_integer((json_int_t)e->arena_bytes));
+    json_object_set_new(o, "link", json_pack("{s:s, s:i, s:I, s:I}", "transport", s->link.transport ? s->link.transport : "", "streams",
+                                             (int)s->link.lanes, "bytes", (json_int_t)s->link.bytes, "rtt-us", (json_int_t)(s->link.rtt_ns / 1000)));
+}
+
+static json_t *lease(struct rp_vm *vm)
+{
+    struct rp_fence_info f;
+    if (!vm->fence)
+        return json_null();
+    rp_fence_info(vm->fence, &f);
+    json_int_t left = f.keeper.left_ns == RP_LEASE_FOREVER ? -1 : (json_int_t)(f.keeper.left_ns / 1000000);
+    return json_pack("{s:s, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s}", "where", f.where, "state", rp_fence_state_name(f.state), "term",
+                     (json_int_t)f.term, "holder", f.holder, "ttl-ms", (json_int_t)f.ttl_ms, "left-ms", left, "renewals",
+                     (json_int_t)f.keeper.renewals, "failures", (json_int_t)f.keeper.failures, "reason", f.why);
+}
+
+json_t *rp_protection_query(struct rp_vm *vm)
+{
+    struct rp_protection *p = vm->protection;
+    struct rp_protect_status *s = calloc(1, sizeof(*s));
+    if (!s)
+        return NULL;
+    if (p && p->protect)
+        rp_protect_status(p->protect, s);
+    json_t *o = json_pack("{s:s, s:I, s:o?}", "state", rp_protect_state_name(s->state), "epoch",
+                          (json_int_t)(s->newest_epoch > vm->epoch ? s->newest_epoch : vm->epoch), "lease", lease(vm));
+    if (p && o) {
+        json_object_set_new(o, "standby", json_string(s->uri));
+        json_object_set_new(o, "since-ms", json_integer((json_int_t)((rp_wall_ns() - s->since_wall_ns) / 1000000)));
+        json_object_set_new(o, "losses", json_integer((json_int_t)s->losses));
+        json_object_set_new(o, "reason", json_string(s->why));
+        json_object_set_new(o, "outputs", outputs(vm, s->held));
+        if (s->have_engine)
+            add_engine(o, s);
+    }
+    free(s);
+    return o;
+}

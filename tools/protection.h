@@ -1,0 +1,24 @@
+/*
+ * protection.h - the primary's side in a VM's process: protects its machine by a standby under its lease.
+ * Thread: control.
+ */
+#ifndef RP_TOOLS_PROTECTION_H
+#define RP_TOOLS_PROTECTION_H
+
+#include "tools/pair_options.h"
+#include "tools/vm.h"
+
+/* Protects vm->machine by the standby at p->protect. Opens and takes the lease as needed. `patient`: a standby that cannot
+ * be reached yet is no error, and is waited for. Refused with a sentence while protected already, or while a checkpoint runs. */
+int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *p, bool patient, struct rp_error *err) RP_MUST_CHECK;
+/* Ends it, if there is one. `forget`: the standby is told to forget the VM; otherwise it takes over. */
+void rp_protection_stop(struct rp_vm *vm, bool forget);
+/* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */
+void rp_protection_restart(struct rp_vm *vm);
+bool rp_protection_active(const struct rp_vm *vm);
+/* The VM was handed to the standby and runs there. */
+bool rp_protection_switched(const struct rp_vm *vm);
+/* For query-protect. */
+json_t *rp_protection_query(struct rp_vm *vm);
+
+#endif

@@ -1,0 +1,82 @@
+/* QMP commands of protection: protect, unprotect, failover, query-protect, query-standby. */
+#include "replicator/protect.h"
+#include "tools/protection.h"
+#include "tools/qmp_tables.h"
+#include "tools/standby.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t number(const json_t *args, const char *key, uint64_t otherwise)
+{
+    const json_t *v = json_object_get(args, key);
+    return v ? (uint64_t)json_integer_value(v) : otherwise;
+}
+
+static const char *text(const json_t *args, const char *key)
+{
+    return json_string_value(json_object_get(args, key));
+}
+
+static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
+{
+    const json_t *a = call->args;
+    const char *on_loss = text(a, "on-loss");
+    struct rp_pair_options o = {
+        .protect = text(a, "uri"), .lease = text(a, "lease"), .key_path = text(a, "key-file"),
+        .lease_ttl_ns = number(a, "lease-ttl-ms", 0) * 1000000u, .epoch_ns = number(a, "epoch-us", 0) * 1000u,
+        .latency_ns = number(a, "latency-us", 0) * 1000u, .bandwidth_bytes_s = number(a, "bandwidth", 0),
+        .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 1),
+        .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u,
+    };
+    if (on_loss && strcmp(on_loss, "run") != 0 && strcmp(on_loss, "pause") != 0)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: on-loss \"%s\": not one of run, pause", on_loss);
+    o.pause_on_loss = on_loss && strcmp(on_loss, "pause") == 0;
+    if (o.lanes < 1 || o.lanes > RP_LANES_MAX)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: streams %u: between 1 and %u are possible", o.lanes, RP_LANES_MAX);
+    return rp_protection_start(call->ctx, &o, json_is_true(json_object_get(a, "patient")), err);
+}
+
+static int cmd_unprotect(struct rp_qmp_call *call, struct rp_error *err)
+{
+    struct rp_vm *vm = call->ctx;
+    if (!rp_protection_active(vm))
+        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected", vm->name);
+    rp_protection_stop(vm, true);
+    return 0;
+}
+
+static int answer(struct rp_qmp_call *call, json_t *result, struct rp_error *err)
+{
+    call->result = result;
+    return result ? 0 : rp_error_set(err, ENOMEM, "out of memory");
+}
+
+static int query_protect(struct rp_qmp_call *call, struct rp_error *err)
+{
+    return answer(call, rp_protection_query(call->ctx), err);
+}
+
+static int query_standby(struct rp_qmp_call *call, struct rp_error *err)
+{
+    return answer(call, rp_standby_query(call->ctx), err);
+}
+
+static const struct rp_qmp_arg protect_args[] = {
+    {"uri", RP_QMP_STR, false}, {"lease", RP_QMP_STR, true}, {"lease-ttl-ms", RP_QMP_SIZE, true}, {"key-file", RP_QMP_STR, true},
+    {"epoch-us", RP_QMP_SIZE, true}, {"latency-us", RP_QMP_SIZE, true}, {"bandwidth", RP_QMP_SIZE, true}, {"cpu", RP_QMP_SIZE, true},
+    {"streams", RP_QMP_SIZE, true}, {"heartbeat-ms", RP_QMP_SIZE, true}, {"on-loss", RP_QMP_STR, true}, {"patient", RP_QMP_BOOL, true},
+    {.name = NULL},
+};
+static const struct rp_qmp_command commands[] = {
+    {.name = "protect", .run = cmd_protect, .args = protect_args},
+    {.name = "unprotect", .run = cmd_unprotect},
+    {.name = "query-protect", .run = query_protect},
+    {.name = "query-standby", .run = query_standby, .early = true},
+};
+
+struct rp_qmp_table rp_qmp_protect_table(void)
+{
+    return (struct rp_qmp_table){commands, sizeof(commands) / sizeof(commands[0])};
+}

@@ -1,0 +1,385 @@
+/* The waiting side: serving the link, and what the ends of sessions mean. Taking over is takeover() below. */
+#include "tools/standby.h"
+
+#include "core/clock.h"
+#include "core/fault.h"
+#include "core/log.h"
+#include "replicator/link.h"
+#include "tools/enter.h"
+#include "tools/notify.h"
+#include "tools/vm_fence.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum state { WAITING, SYNCING, READY, ALONE, HANDED_OVER, BEHIND, TAKING };
+static const char *const state_names[] = {"waiting", "syncing", "ready", "alone", "handed-over", "behind", "taking-over"};
+
+struct rp_standby {
+    struct rp_vm *vm;
+    struct rp_vm_options *o;
+    struct rp_entry *entry;         /* serving thread while it runs */
+    struct rp_link_recv *recv;
+    pthread_t thread;
+    bool serving;                   /* control: the thread is there */
+    int event_fd;                   /* the serving thread has ended, or failed */
+    char uri[400];
+    pthread_mutex_t lock;
+    enum state state;               /* lock */
+    uint64_t since_wall_ns;         /* lock */
+    char peer[80];                  /* lock: the primary, now or last */
+    uint64_t epoch, term, epoch_wall_ns, applied;   /* lock: newest whole epoch, 0: none; how many there were */
+    char why[256];                  /* lock: how the last session ended */
+    struct rp_link_outcome outcome; /* serving thread; control once it has ended */
+    struct rp_error failure;        /* likewise: the thread cannot go on */
+};
+
+static void set_state(struct rp_standby *s, enum state state)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->state != state) {
+        s->state = state;
+        s->since_wall_ns = rp_wall_ns();
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static enum state state_of(struct rp_standby *s)
+{
+    pthread_mutex_lock(&s->lock);
+    enum state state = s->state;
+    pthread_mutex_unlock(&s->lock);
+    return state;
+}
+
+/* --- the serving thread --- */
+
+/* S2 */
+static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
+{
+    struct rp_standby *s = ctx;
+    (void)hello;
+    if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");
+    pthread_mutex_lock(&s->lock);
+    snprintf(s->peer, sizeof(s->peer), "%s", peer);
+    pthread_mutex_unlock(&s->lock);
+    rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
+    set_state(s, SYNCING);
+    return 0;
+}
+
+static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
+{
+    struct rp_standby *s = ctx;
+    (void)err;
+    pthread_mutex_lock(&s->lock);
+    bool first = s->state != READY;
+    s->epoch = rp_image_epoch(image);
+    s->term = rp_image_header(image)->term;
+    s->epoch_wall_ns = rp_image_trailer(image)->wall_ns;
+    s->applied++;
+    pthread_mutex_unlock(&s->lock);
+    if (first) {
+        set_state(s, READY);
+        rp_events_emit(s->vm->events, s->epoch, "STANDBY_READY", "{\"epoch\": %llu, \"term\": %llu}", (unsigned long long)s->epoch,
+                       (unsigned long long)s->term);
+    }
+    return 0;
+}
+
+/* Nobody is connected, and nothing is known to be coming: what is held may be needed. */
+static void seek_lease(struct rp_standby *s)
+{
+    set_state(s, ALONE);
+    rp_fence_follow(s->vm->fence, s->term);
+}
+
+/* A primary was admitted, and nothing came of it. */
+static void on_alone(void *ctx)
+{
+    struct rp_standby *s = ctx;
+    if (state_of(s) != SYNCING)
+        return;
+    if (s->epoch && !rp_fence_is_none(s->vm->fence))
+        seek_lease(s);
+    else
+        set_state(s, s->epoch ? ALONE : WAITING);
+}
+
+static int new_entry(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_ram_config how = s->o->machine.ram;
+    how.populate = true;            /* ready to run at any moment */
+    rp_entry_destroy(s->entry);
+    s->entry = NULL;
+    int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &s->entry, err);
+    if (rc == 0 && s->recv)
+        rp_link_recv_image(s->recv, rp_entry_image(s->entry));
+    return rc;
+}
+
+static int forget(struct rp_standby *s, struct rp_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    s->epoch = s->term = 0;
+    pthread_mutex_unlock(&s->lock);
+    rp_fence_watch(s->vm->fence);
+    set_state(s, WAITING);
+    rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"the primary ended the protection\"}");
+    return new_entry(s, err);
+}
+
+static const char *end_name(enum rp_link_end end)
+{
+    switch (end) {
+    case RP_LINK_LOST: return "lost";
+    case RP_LINK_STOPPED: return "stopped";
+    case RP_LINK_FINAL: return "handed over";
+    case RP_LINK_BROKEN: return "a lane broke";
+    case RP_LINK_DAMAGED: return "damaged";
+    case RP_LINK_CANCELLED: return "cancelled";
+    }
+    return "?";
+}
+
+static void note_end(struct rp_standby *s, const struct rp_link_outcome *o)
+{
+    char text[100];
+    pthread_mutex_lock(&s->lock);
+    s->epoch = o->epoch;            /* an epoch that was begun may have cost what was held (a full one does) */
+    snprintf(s->why, sizeof(s->why), "%s%s%.200s", end_name(o->end), o->why.code ? ": " : "", o->why.text);
+    pthread_mutex_unlock(&s->lock);
+    rp_events_emit(s->vm->events, o->epoch, "PRIMARY_LOST", "{\"how\": \"%s\", \"epoch\": %llu, \"reason\": \"%s\"}", end_name(o->end),
+                   (unsigned long long)o->epoch, rp_json_escape(o->why.text, text, sizeof(text)));
+}
+
+/* A session has ended. False: serving is over, the control thread goes on. */
+static bool after_session(struct rp_standby *s)
+{
+    const struct rp_link_outcome *o = &s->outcome;
+    if (o->end == RP_LINK_CANCELLED)
+        return false;
+    note_end(s, o);
+    if (o->end == RP_LINK_STOPPED)
+        return forget(s, &s->failure) == 0;
+    if (o->epoch == 0) {
+        set_state(s, WAITING);
+        return true;
+    }
+    if (o->end == RP_LINK_FINAL) {
+        set_state(s, HANDED_OVER);
+        rp_fence_follow(s->vm->fence, s->term);
+        return false;
+    }
+    /* Without a lease only a death counts: a primary that has said it will come back does. */
+    if (o->end == RP_LINK_LOST || !rp_fence_is_none(s->vm->fence))
+        seek_lease(s);
+    else
+        set_state(s, ALONE);
+    return true;
+}
+
+static void *serve_main(void *arg)
+{
+    struct rp_standby *s = arg;
+    bool more = true;
+    while (more) {
+        int rc = rp_link_serve(s->recv, &s->outcome, &s->failure);
+        more = rc == 0 && after_session(s);
+    }
+    (void)eventfd_write(s->event_fd, 1);
+    return NULL;
+}
+
+static int start_serving(struct rp_standby *s, struct rp_error *err)
+{
+    int rc = pthread_create(&s->thread, NULL, serve_main, s);
+    if (rc)
+        return rp_error_set(err, rc, "cannot start the standby's thread: %s", strerror(rc));
+    pthread_setname_np(s->thread, "standby");
+    s->serving = true;
+    return 0;
+}
+
+/* `hard`: whatever goes on; otherwise the thread is about to end by itself, and its connection stays. */
+static void end_serving(struct rp_standby *s, bool hard)
+{
+    if (!s->serving)
+        return;
+    if (hard)
+        rp_link_cancel(s->recv);
+    pthread_join(s->thread, NULL);
+    s->serving = false;
+}
+
+/* --- taking over; control thread, the lease is held --- */
+
+static int enter(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_vm *vm = s->vm;
+    if (rp_fault(RP_FAULT_TAKEOVER_CLAIMED))
+        return rp_error_set(err, EIO, "taking over: fault point");
+    int rc = rp_entry_machine(s->entry, &s->o->machine, vm->events, true, &vm->machine, err);
+    if (rc == 0 && rp_fault(RP_FAULT_TAKEOVER_ENTERED))
+        rc = rp_error_set(err, EIO, "running it: fault point");
+    if (rc < 0)
+        return rc;
+    vm->epoch = s->epoch;
+    vm->fence_taken = true;
+    rp_fence_bind(vm->fence, vm->machine);
+    return s->o->paused ? 0 : rp_machine_resume(vm->machine, err);
+}
+
+static void takeover(struct rp_standby *s)
+{
+    struct rp_vm *vm = s->vm;
+    struct rp_error err = {0};
+    uint64_t start = rp_clock_ns(), detected = s->outcome.detected_ns, heard = s->outcome.last_heard_ns;
+    bool handed_over = state_of(s) == HANDED_OVER;
+    end_serving(s, !handed_over);
+    set_state(s, TAKING);
+    int rc = enter(s, &err);
+    if (rc < 0) {
+        rp_error_wrap(&err, "taking over VM \"%s\" at epoch %llu", vm->name, (unsigned long long)s->epoch);
+        rp_vm_leave_because(vm, &err);
+        return;
+    }
+    uint64_t now = rp_clock_ns();
+    if (rp_fault(RP_FAULT_TAKEOVER_RUNS))
+        rp_log(RP_LOG_WARN, "fault point takeover-runs");
+    rp_qmp_ready(vm->qmp);
+    rp_notify("STATUS=running");
+    if (handed_over && rp_link_recv_running(s->recv, &err) < 0)
+        rp_log(RP_LOG_WARN, "%s", err.text);
+    rp_events_emit(vm->events, vm->epoch, handed_over ? "SWITCHED_HERE" : "TAKEN_OVER",
+                   "{\"epoch\": %llu, \"term\": %llu, \"silent-us\": %llu, \"lease-us\": %llu, \"enter-us\": %llu}",
+                   (unsigned long long)vm->epoch, (unsigned long long)rp_fence_term(vm->fence), (unsigned long long)((detected - heard) / 1000),
+                   (unsigned long long)((start - detected) / 1000), (unsigned long long)((now - start) / 1000));
+    rp_standby_stop(vm);
+}
+
+void rp_standby_on_fence(struct rp_vm *vm)
+{
+    struct rp_standby *s = vm->standby;
+    struct rp_error err = {0};
+    struct rp_fence_info info;
+    enum state state = state_of(s);
+    switch (rp_fence_state(vm->fence)) {
+    case RP_FENCE_HELD:
+        if (state == ALONE || state == HANDED_OVER)
+            takeover(s);
+        break;
+    case RP_FENCE_BEHIND:
+        if (state != ALONE && state != HANDED_OVER)
+            break;
+        rp_fence_info(vm->fence, &info);
+        set_state(s, BEHIND);
+        rp_events_emit(vm->events, s->epoch, "STANDBY_BEHIND", "{\"epoch\": %llu, \"holder\": \"%.60s\", \"lease-term\": %llu}",
+                       (unsigned long long)s->epoch, info.holder, (unsigned long long)info.term);
+        if (state == HANDED_OVER) {     /* the source took it back: wait for it again */
+            end_serving(s, false);
+            if (start_serving(s, &err) < 0)
+                rp_vm_leave_because(vm, &err);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+/* The serving thread has ended: handed over (the lease decides next), or it cannot go on. */
+static void on_event(void *ctx)
+{
+    struct rp_standby *s = ctx;
+    eventfd_t n;
+    if (eventfd_read(s->event_fd, &n) < 0)
+        return;
+    if (s->failure.code)
+        rp_vm_leave_because(s->vm, &s->failure);
+}
+
+/* --- making and ending --- */
+
+static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, struct rp_error *err)
+{
+    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .ctx = s};
+    struct rp_uri uri;
+    struct rp_listener *l;
+    int rc = rp_uri_parse(p->listen, &uri, err);
+    if (rc == 0 && p->key_path)
+        rc = rp_secret_load(p->key_path, &cfg.key, err);
+    if (rc == 0)
+        rc = new_entry(s, err);
+    if (rc == 0)
+        rc = rp_listen(&uri, &l, err);
+    if (rc < 0)
+        return rp_error_wrap(err, "--listen %s", p->listen);
+    snprintf(cfg.vm_name, sizeof(cfg.vm_name), "%s", s->vm->name);
+    cfg.image = rp_entry_image(s->entry);
+    rc = rp_link_recv_create(l, &cfg, &s->recv, err);
+    if (rc < 0)
+        rp_listener_close(l);
+    else
+        rp_uri_format(&l->uri, s->uri, sizeof(s->uri));
+    return rc;
+}
+
+int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err)
+{
+    struct rp_standby *s = calloc(1, sizeof(*s));
+    if (!s)
+        return rp_error_set(err, ENOMEM, "no memory for a standby");
+    vm->standby = s;
+    s->vm = vm;
+    s->o = o;
+    s->since_wall_ns = rp_wall_ns();
+    pthread_mutex_init(&s->lock, NULL);
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int rc = s->event_fd < 0 ? rp_error_set(err, errno, "eventfd: %s", strerror(errno)) : 0;
+    if (rc == 0)
+        rc = rp_vm_watch(vm, s->event_fd, on_event, s, err);
+    if (rc == 0)
+        rc = listen_at(s, &o->pair, err);
+    if (rc < 0)
+        return rc;
+    rp_qmp_not_ready(vm->qmp, "the VM does not run here: this is its standby, which waits");
+    rp_fence_watch(vm->fence);
+    return start_serving(s, err);
+}
+
+void rp_standby_stop(struct rp_vm *vm)
+{
+    struct rp_standby *s = vm->standby;
+    if (!s)
+        return;
+    vm->standby = NULL;
+    end_serving(s, true);
+    rp_link_recv_destroy(s->recv);
+    rp_entry_destroy(s->entry);
+    if (s->event_fd >= 0) {
+        rp_vm_unwatch(vm, s->event_fd);
+        close(s->event_fd);
+    }
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}
+
+json_t *rp_standby_query(struct rp_vm *vm)
+{
+    struct rp_standby *s = vm->standby;
+    if (!s)
+        return json_pack("{s:s}", "state", "off");
+    uint64_t now = rp_wall_ns();
+    pthread_mutex_lock(&s->lock);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s}", "state", state_names[s->state], "listens-at", s->uri, "primary",
+                          s->peer, "epoch", (json_int_t)s->epoch, "term", (json_int_t)s->term, "epochs-applied", (json_int_t)s->applied,
+                          "epoch-ms-ago", (json_int_t)(s->epoch && now > s->epoch_wall_ns ? (now - s->epoch_wall_ns) / 1000000 : 0),
+                          "since-ms", (json_int_t)((now - s->since_wall_ns) / 1000000), "last-session", s->why);
+    pthread_mutex_unlock(&s->lock);
+    return o;
+}

@@ -1,0 +1,31 @@
+/*
+ * standby.h - a VM's process that waits: holds the newest epoch of a VM that runs elsewhere, and is that VM when its time
+ * has come. docs/protection.md.
+ *
+ *            a primary connects        its first epoch is whole
+ *   WAITING ──────────────────► SYNCING ─────────────────► READY ──it is lost──► ALONE ──the lease is ours──► (the VM runs)
+ *      ▲                           │ lost                    │ FINAL               │ ▲│
+ *      │                           ▼                         └──► HANDED_OVER ─────┘ └┴─ it is back: SYNCING
+ *      └── it says: forget ── (anywhere) ; ALONE ─ somebody has held the lease since: BEHIND ─ a primary connects: SYNCING
+ *
+ * S1  What is entered is a whole verified epoch (INV-2), under the term that follows the one it was made under (F2).
+ * S2  While the lease is ours or about to be, no primary is admitted: the image does not change any more.
+ * S3  Nothing is announced and nothing leaves before the lease is held (F1).
+ *
+ * Threads: "standby" serves the link; everything else is the control thread's.
+ */
+#ifndef RP_TOOLS_STANDBY_H
+#define RP_TOOLS_STANDBY_H
+
+#include "tools/vm.h"
+#include "tools/vm_options.h"
+
+/* Listens at o->pair.listen; vm->fence is open. `o` is borrowed until the VM runs. */
+int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err) RP_MUST_CHECK;
+void rp_standby_stop(struct rp_vm *vm);         /* vm->standby may be NULL */
+/* The lease's state has changed. */
+void rp_standby_on_fence(struct rp_vm *vm);
+/* For query-standby and query-vm. */
+json_t *rp_standby_query(struct rp_vm *vm);
+
+#endif
