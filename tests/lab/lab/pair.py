@@ -3,6 +3,7 @@ import shlex
 
 PORT = 4100
 KEY = "/mnt/shared/key"
+HEARTBEAT = "500ms"     # a lab host stalls for longer than a real one
 
 
 class Pair:
@@ -16,6 +17,7 @@ class Pair:
         self.primary = self.standby = None
         self.standby_job = None
         self.path = []                  # hosts on which the guest has run, in order
+        (lab.shared / "lease").mkdir(exist_ok=True)
         key = lab.shared / "key"
         if not key.exists():
             key.write_text(f"{lab.seed:032x}")
@@ -49,9 +51,9 @@ class Pair:
 
     def protect(self):
         """Protect the running guest by the standby; returns when it is protected."""
-        self.primary.run(shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease]),
-                         timeout_s=120)
-        self.lab.wait_until(lambda: "protected" in self.status(), 120, "the guest is protected")
+        self.primary.run(shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease,
+                                     "--heartbeat", HEARTBEAT]), timeout_s=180)
+        self.lab.wait_until(lambda: '"protected"' in self.status(), 120, "the guest is protected")
 
     def status(self):
         return self.primary.run(f"reprise status {self.guest.name} --json", check=False).output

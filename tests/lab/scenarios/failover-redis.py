@@ -59,7 +59,7 @@ def run(lab):
     if lease == "etcd":
         start_etcd(lab, client)
     lab.record(snap_bytes=64)
-    guest = Guest(lab, memory_mib=128)
+    guest = Guest(lab, memory_mib=128, options=lab.word("options", "").split())
     pair = Pair(lab, guest, lab.word("transport", lab.transport), lease)
     guest.warm(a)
     pair.boot(a)
