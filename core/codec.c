@@ -46,37 +46,41 @@ static uint32_t varint_put(uint8_t *out, uint32_t v)
     return 2;
 }
 
-/* One bit for each of 64 bytes: set where the two differ. */
-typedef uint64_t diff_fn(const uint8_t *a, const uint8_t *b);
+/* The 64 masks of a page: bit i of word w says that byte 64 w + i differs. False as soon as `limit` bytes are known to. */
+typedef bool diff_fn(const uint8_t *a, const uint8_t *b, uint64_t mask[64], uint32_t limit);
 
-static uint64_t diff64_sse2(const uint8_t *a, const uint8_t *b)
+static bool diff_sse2(const uint8_t *a, const uint8_t *b, uint64_t mask[64], uint32_t limit)
 {
-    uint64_t m = 0;
-    for (int i = 0; i < 4; i++) {
-        __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(a + 16 * i));
-        __m128i y = _mm_loadu_si128((const __m128i *)(const void *)(b + 16 * i));
-        m |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, y)) << (16 * i);
+    (void)limit;    /* counting bits costs more here than it saves */
+    for (unsigned w = 0; w < 64; w++, a += 64, b += 64) {
+        uint64_t m = 0;
+        for (int i = 0; i < 4; i++) {
+            __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(a + 16 * i));
+            __m128i y = _mm_loadu_si128((const __m128i *)(const void *)(b + 16 * i));
+            m |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, y)) << (16 * i);
+        }
+        mask[w] = ~m;
     }
-    return ~m;
+    return true;
 }
 
-__attribute__((target("avx2"))) static uint64_t diff64_avx2(const uint8_t *a, const uint8_t *b)
+__attribute__((target("avx2,popcnt")))
+static bool diff_avx2(const uint8_t *a, const uint8_t *b, uint64_t mask[64], uint32_t limit)
 {
-    __m256i x0 = _mm256_loadu_si256((const __m256i *)(const void *)a);
-    __m256i y0 = _mm256_loadu_si256((const __m256i *)(const void *)b);
-    __m256i x1 = _mm256_loadu_si256((const __m256i *)(const void *)(a + 32));
-    __m256i y1 = _mm256_loadu_si256((const __m256i *)(const void *)(b + 32));
-    uint64_t lo = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x0, y0));
-    uint64_t hi = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x1, y1));
-    return ~(lo | hi << 32);
-}
-
-/* The 64 masks of a page: bit i of word w says that byte 64 w + i differs. */
-static void diff_page(const uint8_t *a, const uint8_t *b, uint64_t mask[64])
-{
-    diff_fn *fn = __builtin_cpu_supports("avx2") ? diff64_avx2 : diff64_sse2;
-    for (unsigned w = 0; w < 64; w++)
-        mask[w] = fn(a + 64 * w, b + 64 * w);
+    uint32_t differ = 0;
+    for (unsigned w = 0; w < 64; w++, a += 64, b += 64) {
+        __m256i x0 = _mm256_loadu_si256((const __m256i *)(const void *)a);
+        __m256i y0 = _mm256_loadu_si256((const __m256i *)(const void *)b);
+        __m256i x1 = _mm256_loadu_si256((const __m256i *)(const void *)(a + 32));
+        __m256i y1 = _mm256_loadu_si256((const __m256i *)(const void *)(b + 32));
+        uint64_t lo = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x0, y0));
+        uint64_t hi = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x1, y1));
+        mask[w] = ~(lo | hi << 32);
+        differ += (uint32_t)__builtin_popcountll(mask[w]);
+        if (differ >= limit)
+            return false;
+    }
+    return true;
 }
 
 /* First byte at or after `at` whose differs-bit equals `want`; RP_PAGE_SIZE when there is none. */
@@ -95,8 +99,10 @@ static uint32_t find(const uint64_t mask[64], uint32_t at, bool want)
 uint32_t rp_delta_encode(const uint8_t *parent, const uint8_t *page, uint8_t *out, uint32_t limit)
 {
     uint64_t mask[64];
-    diff_page(parent, page, mask);
     uint32_t at = 0, n = 0;
+    diff_fn *diff = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? diff_avx2 : diff_sse2;
+    if (!diff(parent, page, mask, limit))
+        return 0;
     for (;;) {
         uint32_t start = find(mask, at, true);
         if (start == RP_PAGE_SIZE)
@@ -121,6 +127,27 @@ uint32_t rp_delta_encode(const uint8_t *parent, const uint8_t *page, uint8_t *ou
         out[n++] = 0;
     }
     return n < limit ? n : 0;
+}
+
+uint32_t rp_delta_encode_blocks(uint32_t changed, const uint8_t *page, uint8_t *out, uint32_t limit)
+{
+    const uint32_t block = RP_PAGE_SIZE / 32;
+    uint32_t at = 0, n = 0;
+    while (at < 32 && changed >> at) {
+        uint32_t start = at + (uint32_t)__builtin_ctz(changed >> at);
+        uint32_t end = start;
+        while (end < 32 && changed >> end & 1)
+            end++;
+        uint32_t bytes = (end - start) * block;
+        if (n + 4 + bytes >= limit)
+            return 0;
+        n += varint_put(out + n, (start - at) * block);
+        n += varint_put(out + n, bytes);
+        memcpy(out + n, page + start * block, bytes);
+        n += bytes;
+        at = end;
+    }
+    return n;
 }
 
 static bool varint_get(const uint8_t *in, uint32_t len, uint32_t *at, uint32_t *v)

@@ -25,6 +25,8 @@ const char *rp_codec_name(uint8_t id);
 /* Each returns the encoded length, or 0 when the result would not be smaller than `limit` bytes. `out`: limit bytes. */
 uint32_t rp_lz4_encode(const uint8_t *page, uint8_t *out, uint32_t limit);
 uint32_t rp_delta_encode(const uint8_t *parent, const uint8_t *page, uint8_t *out, uint32_t limit);
+/* A delta without the parent at hand: bit i of `changed` says that the 128 bytes from 128 i on may differ from it. */
+uint32_t rp_delta_encode_blocks(uint32_t changed, const uint8_t *page, uint8_t *out, uint32_t limit);
 
 /* Decode into `page` (4,096 bytes). For delta `page` holds the parent's contents on entry and is only
  * written after the whole payload was validated. Hostile input: -EBADMSG, with the reason. */

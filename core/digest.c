@@ -1,11 +1,3 @@
-/* XXH3 is inlined and compiled once for AVX2 and once for every x86-64: the dispatch costs one indirect call a page. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wconversion"
-#pragma GCC diagnostic ignored "-Wcast-qual"
-#pragma GCC diagnostic ignored "-Wshadow"
-#include <xxhash.h>
-#pragma GCC diagnostic pop
-
 #include "core/digest.h"
 
 #include <errno.h>
@@ -14,13 +6,10 @@
 
 typedef long long v4 __attribute__((vector_size(32), aligned(8)));
 
-__attribute__((target_clones("avx2", "default")))
-bool rp_page_is_zero(const uint8_t *page)
+/* (No target_clones: its resolver runs before a sanitizer is ready.) */
+__attribute__((always_inline)) static inline bool all_zero(const uint8_t *page)
 {
     const v4 *p = (const v4 *)(const void *)page;
-    const long long *first = (const long long *)(const void *)page;
-    if (first[0] | first[1] | first[2] | first[3])      /* most pages that are not zero say so at once */
-        return false;
     for (size_t i = 0; i < RP_PAGE_SIZE / sizeof(v4); i += 4) {
         v4 any = p[i] | p[i + 1] | p[i + 2] | p[i + 3];
         if (any[0] | any[1] | any[2] | any[3])
@@ -29,12 +18,24 @@ bool rp_page_is_zero(const uint8_t *page)
     return true;
 }
 
+__attribute__((target("avx2"))) static bool all_zero_avx2(const uint8_t *page)
+{
+    return all_zero(page);
+}
+
+bool rp_page_is_zero(const uint8_t *page)
+{
+    const long long *first = (const long long *)(const void *)page;
+    if (first[0] | first[1] | first[2] | first[3])      /* most pages that are not zero say so at once */
+        return false;
+    return __builtin_cpu_supports("avx2") ? all_zero_avx2(page) : all_zero(page);
+}
+
 struct rp_hash128 rp_page_hash(uint64_t gfn, const uint8_t *page)
 {
     if (rp_page_is_zero(page))
         return (struct rp_hash128){0, 0};
-    XXH128_hash_t h = XXH3_128bits_withSeed(page, RP_PAGE_SIZE, gfn);
-    return (struct rp_hash128){h.low64, h.high64};
+    return rp_xxh3_128(page, RP_PAGE_SIZE, gfn);
 }
 
 int rp_digest_init(struct rp_digest *d, uint64_t gfn_end)

@@ -10,8 +10,7 @@
 #define RP_CORE_DIGEST_H
 
 #include "core/ram.h"
-
-struct rp_hash128 { uint64_t lo, hi; };
+#include "core/xxh3.h"
 
 /* h(gfn, page) for 4,096 bytes at `page`; `is_zero` when the caller knows already that it is zero. */
 struct rp_hash128 rp_page_hash(uint64_t gfn, const uint8_t *page);

@@ -14,4 +14,6 @@ core_SRCS := \
 	core/ram.c \
 	core/sink_fd.c \
 	core/state.c \
-	core/stream.c
+	core/stream.c \
+	core/xxh3.c \
+	core/xxh3_avx2.c

@@ -1,9 +1,10 @@
 #include "core/stream.h"
 
+#include "core/xxh3.h"
+
 #include <errno.h>
 #include <unistd.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 #define PRODUCER "reprise"
 #define READ_AHEAD (1u << 20)
@@ -17,7 +18,7 @@ static int damaged(struct rp_error *err, uint64_t offset, unsigned type, const c
 /* The checksum covers the header's first 16 bytes and the payload. */
 static uint64_t record_hash(const uint8_t *hdr, const uint8_t *payload, size_t len)
 {
-    return XXH3_64bits_withSeed(payload, len, XXH3_64bits(hdr, 16));
+    return rp_xxh3_64(payload, len, rp_xxh3_64(hdr, 16, 0));
 }
 
 size_t rp_record_open(struct rp_buf *b, uint8_t type, uint8_t flags)

@@ -25,6 +25,7 @@ struct rp_arena {
     uint32_t *free;             /* lock: stack of FREE slots */
     uint32_t nfree, ncached;    /* lock */
     uint32_t hand;              /* lock: where eviction looks next */
+    uint64_t evicted;           /* lock */
     uint32_t *cached;           /* lock: [gfn_end] slot that caches a frame, or RP_SLOT_NONE */
     uint32_t waiting;           /* lock: slots somebody waits for */
     bool closed;                /* lock */
@@ -94,6 +95,14 @@ uint32_t rp_arena_available(struct rp_arena *a)
     return n;
 }
 
+uint64_t rp_arena_evicted(struct rp_arena *a)
+{
+    pthread_mutex_lock(&a->lock);
+    uint64_t n = a->evicted;
+    pthread_mutex_unlock(&a->lock);
+    return n;
+}
+
 /* lock held; ncached > 0 */
 static uint32_t evict_one(struct rp_arena *a)
 {
@@ -103,6 +112,7 @@ static uint32_t evict_one(struct rp_arena *a)
         if (a->slots[s].state == SLOT_CACHED) {
             a->cached[a->slots[s].gfn] = RP_SLOT_NONE;
             a->ncached--;
+            a->evicted++;
             return s;
         }
     }

@@ -26,6 +26,7 @@ uint8_t *rp_arena_page(struct rp_arena *a, uint32_t slot);
 /* Slots that alloc could give at this moment (free or cached). */
 uint32_t rp_arena_available(struct rp_arena *a);
 uint32_t rp_arena_slots(const struct rp_arena *a);
+uint64_t rp_arena_evicted(struct rp_arena *a);      /* cached pages that had to make room, since creation */
 /* Takes up to n slots; returns how many. */
 uint32_t rp_arena_alloc(struct rp_arena *a, uint32_t *slots, uint32_t n);
 /* Gives STAGED slots back unused. */

@@ -2,18 +2,32 @@
 
 #include "core/clock.h"
 #include "core/pool.h"
+#include "replicator/fingerprint.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define LZ4_PAYS (RP_PAGE_SIZE - RP_PAGE_SIZE / 8)  /* below that decompressing costs more than the bytes saved */
-#define DELTA_PAYS (RP_PAGE_SIZE / 2)
-#define PROBE_EVERY 32u     /* a codec that stopped paying is tried on one page in so many */
+#define LZ4_LIMIT (RP_PAGE_SIZE - RP_PAGE_SIZE / 8) /* longer results are not worth decompressing */
+#define DELTA_LIMIT (RP_PAGE_SIZE / 2)
+#define PROBE_EVERY 32u     /* a codec that does not pay is tried on one page in so many */
+#define SAMPLE_EVERY 8u     /* one attempt in so many is timed: reading the clock is not free */
+#define VAIN_SKIPS 15u      /* a page on which a codec failed is not tried with it for so many turns */
+#define PROBE_FRAMES 4u     /* while deltas do not pay, fingerprints are kept of one frame in so many */
+#define KEEP_PRINTS 64u     /* epochs: for so long after the cache was last too small */
+#define PRICE_MIN 1.0       /* ns a byte costs both sides at least: checksums, copies, system calls */
+#define COST_STEP_NS 200.0  /* by how much more than twice itself one sample may say that the cost is */
 
-/* How well one codec pays: a moving average of success, 0 … 256. Touched by one worker at a time per instance. */
-struct payoff { int score; unsigned tick; };
+/*
+ * Whether a codec pays: what an attempt saves on average (bytes × price) less what it costs. One per worker and codec.
+ * A worker judges by its own pages, so nothing is shared.
+ */
+struct payoff {
+    double saved_bytes, cost_ns;    /* moving averages over attempts */
+    bool on;
+    unsigned attempts, passed;
+};
 
 struct worker {
     struct rp_encoder *e;
@@ -41,23 +55,59 @@ struct rp_encoder {
     struct rp_arena *arena;
     struct rp_ram_view ram;
     struct rp_digest *digest;
+    struct rp_fingerprints *prints;
+    uint8_t *vain;              /* [gfn_end] turns left without lz4 (low nibble), delta (high); its page's worker */
     _Atomic uint32_t codecs;
+    double price;               /* caller: ns a byte on the wire costs */
+    uint64_t base;              /* caller: the first epoch, a full one: nothing is a delta in it */
+    uint64_t evicted, prints_until;     /* caller: fingerprints are kept up to that epoch */
     struct rp_encode_stats stats;
     struct rp_pool *pool;
     struct worker *workers;     /* one per pool thread, the last is the caller's */
     pthread_mutex_t emit_lock;
 };
 
-static bool worth_trying(struct payoff *p)
+/* --- what pays --- */
+
+/* `vain`: for how many turns more this page is not worth it. */
+static bool worth_trying(struct payoff *p, unsigned vain)
 {
-    return p->score > 32 || ++p->tick % PROBE_EVERY == 0;
+    return (p->on && vain == 0) || ++p->passed % PROBE_EVERY == 0;
 }
 
-static void learn(struct payoff *p, bool paid)
+static uint64_t sample_begin(struct payoff *p)
 {
-    p->score += ((paid ? 256 : 0) - p->score) / 8;
-    if (paid && p->score < 64)
-        p->score = 64;          /* one success is enough to look again */
+    return ++p->attempts % SAMPLE_EVERY == 0 ? rp_clock_ns() : 0;
+}
+
+/* An attempt is over: it made `len` bytes of a page (0: it failed). `t0`: when it began, if it is timed. */
+static void learn(struct payoff *p, uint32_t len, uint64_t t0, double price)
+{
+    double weight = p->on ? 1.0 / 256 : 1.0 / 8;    /* probes are few: a codec comes back after some that succeed */
+    p->saved_bytes += ((len ? RP_PAGE_SIZE - len : 0) - p->saved_bytes) * weight;
+    if (t0) {                   /* an attempt during which the thread was preempted says nothing about the codec */
+        double ns = (double)(rp_clock_ns() - t0), most = 2 * p->cost_ns + COST_STEP_NS;
+        p->cost_ns += ((ns < most ? ns : most) - p->cost_ns) / 16;
+    }
+    double gain = p->saved_bytes * price;
+    p->on = p->on ? gain > p->cost_ns : gain > p->cost_ns * 1.25;
+}
+
+static unsigned vain_of(const struct rp_encoder *e, uint64_t gfn, unsigned shift)
+{
+    return (unsigned)e->vain[gfn] >> shift & 15u;
+}
+
+static void set_vain(struct rp_encoder *e, uint64_t gfn, unsigned shift, unsigned turns)
+{
+    e->vain[gfn] = (uint8_t)((e->vain[gfn] & ~(15u << shift)) | turns << shift);
+}
+
+static void turn_passed(struct rp_encoder *e, uint64_t gfn, unsigned shift)
+{
+    unsigned left = vain_of(e, gfn, shift);
+    if (left)
+        set_vain(e, gfn, shift, left - 1);
 }
 
 /* What one chunk is made of before its payloads are written. */
@@ -102,30 +152,72 @@ static void count(struct rp_encoder *e, unsigned codec, uint64_t bytes)
     atomic_fetch_add_explicit(&e->stats.bytes[codec], bytes, memory_order_relaxed);
 }
 
-/* Appends the page's payload to the record. Returns the codec; *len: payload bytes. */
-static uint8_t encode_page(struct worker *w, const uint8_t *page, const uint8_t *parent, struct rp_buf *b, uint32_t *len)
+/* Is it worth knowing what this page holds, for when it is rewritten and no longer cached? While deltas do not pay, a fixed part
+ * of the frames goes on being known: enough of them to find out when that changes. */
+static bool keep_print(const struct worker *w, uint64_t gfn, uint64_t epoch)
+{
+    return epoch != w->e->base && epoch < w->e->prints_until && (w->delta.on || gfn % PROBE_FRAMES == 0);
+}
+
+/* As a delta into scratch: against the parent, or else by the blocks that its fingerprints say have changed. 0: no. */
+static uint32_t try_delta(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, uint64_t epoch)
 {
     struct rp_encoder *e = w->e;
-    uint32_t mask = atomic_load_explicit(&e->codecs, memory_order_relaxed);
-    if (parent && (mask & 1u << RP_CODEC_DELTA) && worth_trying(&w->delta)) {
-        *len = rp_delta_encode(parent, page, w->scratch, DELTA_PAYS);
-        learn(&w->delta, *len != 0);
-        if (*len) {
-            rp_buf_put(b, w->scratch, *len);
-            return RP_CODEC_DELTA;
-        }
+    struct payoff *p = &w->delta;
+    bool keep = keep_print(w, gfn, epoch), want = worth_trying(p, vain_of(e, gfn, 4));
+    uint64_t t0 = sample_begin(p);
+    uint32_t changed = 0, len = 0;
+    if (!keep)
+        rp_fingerprints_forget(e->prints, gfn);
+    else if (!rp_fingerprints_update(e->prints, gfn, page, epoch, &changed))
+        changed = 0;
+    if (parent && want)
+        len = rp_delta_encode(parent, page, w->scratch, DELTA_LIMIT);
+    else if (!parent && changed)
+        len = rp_delta_encode_blocks(changed, page, w->scratch, DELTA_LIMIT);
+    else if (!keep) {
+        turn_passed(e, gfn, 4);
+        return 0;
     }
-    if ((mask & 1u << RP_CODEC_LZ4) && worth_trying(&w->lz4)) {
-        *len = rp_lz4_encode(page, w->scratch, LZ4_PAYS);
-        learn(&w->lz4, *len != 0);
-        if (*len) {
-            rp_buf_put(b, w->scratch, *len);
-            return RP_CODEC_LZ4;
-        }
+    learn(p, len, t0, e->price);    /* a fingerprint taken for later counts as a cost that has saved nothing yet */
+    if (parent || changed)
+        set_vain(e, gfn, 4, len ? 0 : VAIN_SKIPS);
+    return len;
+}
+
+static uint32_t try_lz4(struct worker *w, uint64_t gfn, const uint8_t *page)
+{
+    struct rp_encoder *e = w->e;
+    struct payoff *p = &w->lz4;
+    if (!worth_trying(p, vain_of(e, gfn, 0))) {
+        turn_passed(e, gfn, 0);
+        return 0;
     }
-    *len = RP_PAGE_SIZE;
-    rp_buf_put(b, page, RP_PAGE_SIZE);
-    return RP_CODEC_RAW;
+    uint64_t t0 = sample_begin(p);
+    uint32_t len = rp_lz4_encode(page, w->scratch, LZ4_LIMIT);
+    learn(p, len, t0, e->price);
+    set_vain(e, gfn, 0, len ? 0 : VAIN_SKIPS);
+    return len;
+}
+
+/* Appends the page's payload to the record. Returns the codec; *len: payload bytes. */
+static uint8_t encode_page(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, uint64_t epoch,
+                           struct rp_buf *b, uint32_t *len)
+{
+    uint32_t mask = atomic_load_explicit(&w->e->codecs, memory_order_relaxed);
+    uint8_t codec = RP_CODEC_DELTA;
+    *len = mask & 1u << RP_CODEC_DELTA ? try_delta(w, gfn, page, parent, epoch) : 0;
+    if (!*len && mask & 1u << RP_CODEC_LZ4) {
+        codec = RP_CODEC_LZ4;
+        *len = try_lz4(w, gfn, page);
+    }
+    if (!*len) {
+        *len = RP_PAGE_SIZE;
+        rp_buf_put(b, page, RP_PAGE_SIZE);
+        return RP_CODEC_RAW;
+    }
+    rp_buf_put(b, w->scratch, *len);
+    return codec;
 }
 
 static void put_entry(uint8_t *at, uint64_t gfn, uint8_t codec, uint16_t arg)
@@ -136,7 +228,7 @@ static void put_entry(uint8_t *at, uint64_t gfn, uint8_t codec, uint16_t arg)
 }
 
 /* Writes the RAM record of a chunk into w->record. Returns the number of entries. */
-static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel, uint32_t pass)
+static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel, uint64_t epoch, uint32_t pass)
 {
     struct rp_buf *b = &w->record;
     rp_buf_reset(b);
@@ -152,12 +244,13 @@ static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel,
             continue;
         if (c->kind[i] == PAGE_ZERO) {
             put_entry(b->data + table + 8 * (size_t)k++, c->gfns[i], RP_CODEC_ZERO, 1);
+            rp_fingerprints_forget(w->e->prints, c->gfns[i]);
             count(w->e, RP_CODEC_ZERO, 0);
             continue;
         }
         const uint8_t *parent = c->parents[i] == RP_SLOT_NONE ? NULL : rp_arena_page(w->e->arena, c->parents[i]);
         uint32_t len;
-        uint8_t codec = encode_page(w, page_of(w->e, c->gfns[i], c->slots[i]), parent, b, &len);
+        uint8_t codec = encode_page(w, c->gfns[i], page_of(w->e, c->gfns[i], c->slots[i]), parent, epoch, b, &len);
         uint16_t arg = codec == RP_CODEC_RAW ? 1 : (uint16_t)len;
         put_entry(b->data + table + 8 * (size_t)k++, c->gfns[i], codec, arg);
         count(w->e, codec, len);
@@ -175,7 +268,7 @@ static void run_chunk(struct worker *w, struct job *j, uint64_t first)
     }
     rp_arena_take(e->arena, c.gfns, c.n, j->epoch, c.parents);
     uint32_t travel = classify(w, &c);
-    uint32_t entries = travel ? write_record(w, &c, travel, j->pass) : 0;
+    uint32_t entries = travel ? write_record(w, &c, travel, j->epoch, j->pass) : 0;
     rp_arena_retire(e->arena, c.gfns, c.slots, c.parents, c.n, j->epoch);
     atomic_fetch_add_explicit(&e->stats.unchanged, c.n - travel, memory_order_relaxed);
 
@@ -205,10 +298,22 @@ static void run_chunks(void *ctx, unsigned worker)
     atomic_fetch_add_explicit(&w->e->stats.cpu_ns, rp_clock_read(CLOCK_THREAD_CPUTIME_ID) - t0, memory_order_relaxed);
 }
 
+/* The cache was too small a moment ago: pages will come back whose contents it no longer has. */
+static void note_epoch(struct rp_encoder *e, uint64_t epoch)
+{
+    uint64_t evicted = rp_arena_evicted(e->arena);
+    if (!e->base)
+        e->base = epoch;
+    if (evicted != e->evicted)
+        e->prints_until = epoch + KEEP_PRINTS;
+    e->evicted = evicted;
+}
+
 int rp_encoder_run(struct rp_encoder *e, uint64_t epoch, uint32_t pass, const struct rp_captured *pages, uint64_t n,
                    rp_encoder_emit *emit, void *ctx, uint64_t *records, uint64_t *entries, struct rp_error *err)
 {
     struct job j = {.e = e, .epoch = epoch, .pass = pass, .pages = pages, .n = n, .emit = emit, .ctx = ctx};
+    note_epoch(e, epoch);
     if (n > 2 * RP_ENCODE_CHUNK)
         rp_pool_run(e->pool, run_chunks, &j);
     else
@@ -232,11 +337,17 @@ int rp_encoder_create(struct rp_arena *arena, const struct rp_ram_view *ram, str
     e->arena = arena;
     e->ram = *ram;
     e->digest = digest;
+    e->price = 1;
     atomic_init(&e->codecs, UINT32_MAX);
     pthread_mutex_init(&e->emit_lock, NULL);
     for (unsigned i = 0; i <= threads; i++)
-        e->workers[i] = (struct worker){.e = e, .lz4 = {.score = 256}, .delta = {.score = 256}};
-    int rc = rp_pool_create("encode", threads, &e->pool, err);
+        e->workers[i] = (struct worker){.e = e, .lz4 = {.on = true, .saved_bytes = RP_PAGE_SIZE},
+                                        .delta = {.on = true, .saved_bytes = RP_PAGE_SIZE}};
+    int rc = rp_fingerprints_create(ram->gfn_end, &e->prints, err);
+    if (rc == 0 && !(e->vain = calloc(ram->gfn_end, 1)))
+        rc = rp_error_set(err, ENOMEM, "no memory for the encoder");
+    if (rc == 0)
+        rc = rp_pool_create("encode", threads, &e->pool, err);
     if (rc < 0) {
         rp_encoder_destroy(e);
         return rc;
@@ -253,6 +364,8 @@ void rp_encoder_destroy(struct rp_encoder *e)
     rp_pool_destroy(e->pool);
     for (unsigned i = 0; i <= threads; i++)
         rp_buf_fini(&e->workers[i].record);
+    rp_fingerprints_destroy(e->prints);
+    free(e->vain);
     free(e->workers);
     free(e);
 }
@@ -260,6 +373,18 @@ void rp_encoder_destroy(struct rp_encoder *e)
 void rp_encoder_codecs(struct rp_encoder *e, uint32_t mask)
 {
     atomic_store(&e->codecs, mask | 1u << RP_CODEC_RAW | 1u << RP_CODEC_ZERO);
+}
+
+void rp_encoder_price(struct rp_encoder *e, double ns_per_byte)
+{
+    e->price = ns_per_byte > PRICE_MIN ? ns_per_byte : PRICE_MIN;
+}
+
+void rp_encoder_judged(const struct rp_encoder *e, uint8_t codec, struct rp_codec_judgement *out)
+{
+    const struct worker *w = &e->workers[rp_pool_threads(e->pool)];     /* the caller's own */
+    const struct payoff *p = codec == RP_CODEC_DELTA ? &w->delta : &w->lz4;
+    *out = (struct rp_codec_judgement){.on = p->on, .saved_bytes = p->saved_bytes, .cost_ns = p->cost_ns, .price = e->price};
 }
 
 const struct rp_encode_stats *rp_encoder_stats(const struct rp_encoder *e)

@@ -1,9 +1,12 @@
 /*
  * encoder.h - captured pages become RAM records: unchanged pages are left out, the rest is coded by what pays.
  *
- * For each page, in this order: its hash (for the digest; equal to what the chain holds: left out) · zero · delta
- * against the cached contents of the parent epoch · lz4 · raw. lz4 and delta switch themselves off when they
- * stop paying and probe again from time to time.
+ * For each page, in this order: its hash (for the digest; equal to what the chain holds: left out) · zero · delta against the
+ * cached contents of the parent epoch, or of the blocks whose fingerprints changed · lz4 · raw.
+ *
+ * lz4 and delta are tried where they pay: what an attempt saved on average, times what a byte on the wire costs
+ * (rp_encoder_price), against the time it takes. One that does not pay is tried on a page now and then, and comes back when it
+ * does; a page on which a codec failed is left alone with it for some turns.
  *
  * Pages are coded in chunks of RP_ENCODE_CHUNK by the calling thread and `threads` helpers; each finished chunk is
  * handed to emit under one lock, in any order (a pass holds a page at most once, so order does not matter).
@@ -41,7 +44,14 @@ void rp_encoder_destroy(struct rp_encoder *e);
 /* Which codecs may be used: bit rp_codec_id. Default all. */
 void rp_encoder_codecs(struct rp_encoder *e, uint32_t mask);
 
-/* Encodes `pages` as pass `pass` of `epoch` and emits the records. The slots belong to the encoder from here on, also on
+/* What a byte on the wire costs the pair, in ns of its time: what emitting it takes now, more where the link is the limit.
+ * Default 1. Between runs, on the caller's thread. */
+void rp_encoder_price(struct rp_encoder *e, double ns_per_byte);
+/* What the caller's worker thinks of a codec (lz4 or delta); on the caller's thread. */
+struct rp_codec_judgement { bool on; double saved_bytes, cost_ns, price; };
+void rp_encoder_judged(const struct rp_encoder *e, uint8_t codec, struct rp_codec_judgement *out);
+
+/* The first epoch an encoder sees has to be a full one. Encodes `pages` as pass `pass` of `epoch` and emits the records. The slots belong to the encoder from here on, also on
  * error. Adds the number of records and entries emitted to *records and *entries. Blocks until all is emitted. */
 int rp_encoder_run(struct rp_encoder *e, uint64_t epoch, uint32_t pass, const struct rp_captured *pages, uint64_t n,
                    rp_encoder_emit *emit, void *ctx, uint64_t *records, uint64_t *entries,

@@ -15,7 +15,7 @@
 #define MAX_PASSES 30u          /* of a full epoch: then the cut comes, however much is dirty still */
 #define PASS_CHUNK 2048u        /* pages handed to the emitter at a time while the guest runs */
 #define COMMIT_RING 256u        /* cut times of epochs in flight */
-
+#define PRICE_BYTES (1u << 20)  /* emitted between two looks at what a byte costs */
 #define DISK_CHUNK (1u << 20)   /* bytes of a disk's initial copy asked for at a time */
 #define DISK_QUEUED (8u << 20)  /* bytes of DISK records that may wait for the emitter */
 
@@ -65,6 +65,8 @@ struct rp_engine {
     struct rp_digest digest;
     struct rp_buf record;
     uint64_t records, entries, disk_bytes;  /* of the epoch being emitted */
+    uint64_t emit_ns, emit_bytes;   /* since the price of a byte was last set */
+    double emit_ns_per_byte;        /* moving average */
 
     struct rp_arena *arena;
     int wake_fd;                    /* stop, commit, failure */
@@ -152,10 +154,28 @@ static void message_free(struct message *m)
     free(m);
 }
 
+/* Encoders call it too, one at a time (rp_encoder_run). */
 static int emit_record(void *ctx, struct rp_buf *record, struct rp_error *err)
 {
     struct rp_engine *e = ctx;
-    return e->sink->ops->emit(e->sink, record, err);
+    uint64_t t0 = rp_clock_ns();
+    e->emit_bytes += record->len;
+    int rc = e->sink->ops->emit(e->sink, record, err);
+    e->emit_ns += rp_clock_ns() - t0;
+    return rc;
+}
+
+/* What a byte costs: our time to emit it, waiting for a slow link included, and as much again at least on the other side. */
+static void set_price(struct rp_engine *e)
+{
+    if (e->emit_bytes < PRICE_BYTES)
+        return;
+    double now = (double)e->emit_ns / (double)e->emit_bytes, limit = 0;
+    e->emit_ns_per_byte += (now - e->emit_ns_per_byte) / 8;
+    if (e->policy.goal.bandwidth_bytes_s)
+        limit = 1e9 / (double)e->policy.goal.bandwidth_bytes_s;
+    rp_encoder_price(e->encoder, limit > e->emit_ns_per_byte + 1 ? limit : e->emit_ns_per_byte + 1);
+    e->emit_ns = e->emit_bytes = 0;
 }
 
 static int emit_epoch(struct rp_engine *e, const struct message *m, struct rp_error *err)
@@ -217,7 +237,12 @@ static int emit_end(struct rp_engine *e, struct message *m, struct rp_error *err
     if (rc < 0)
         return rp_error_set(err, rc, "no memory for an epoch trailer");
     rc = emit_record(e, &e->record, err);
-    return rc < 0 ? rc : e->sink->ops->flush(e->sink, m->epoch, err);
+    uint64_t t0 = rp_clock_ns();
+    if (rc == 0)
+        rc = e->sink->ops->flush(e->sink, m->epoch, err);
+    e->emit_ns += rp_clock_ns() - t0;
+    set_price(e);
+    return rc;
 }
 
 static int emit_message(struct rp_engine *e, struct message *m, struct rp_error *err)

@@ -4,6 +4,7 @@ replicator_SRCS := \
 	replicator/control.c \
 	replicator/encoder.c \
 	replicator/engine.c \
+	replicator/fingerprint.c \
 	replicator/handshake.c \
 	replicator/lease.c \
 	replicator/lease_etcd.c \

@@ -1,5 +1,6 @@
 # Criterion programs, one per file and per line.
 unit_SRCS := tests/unit/test_engine.c
+unit_SRCS += tests/unit/test_encoder.c
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_rdma.c

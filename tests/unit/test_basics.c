@@ -4,6 +4,7 @@
 #include "core/event.h"
 #include "core/histogram.h"
 #include "core/queue.h"
+#include "core/xxh3.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 Test(error, sets_wraps_and_accepts_null)
 {
@@ -296,4 +298,29 @@ Test(event, INV7_history_travels_and_stands_before_what_happened_here)
     rp_sections_fini(&s);
     rp_events_destroy(a);
     rp_events_destroy(b);
+}
+
+/* What is on the wire must not depend on the CPU: both builds give the public library's values. */
+Test(xxh3, both_builds_agree_with_the_library)
+{
+    static uint8_t bytes[9000];
+    unsigned seed = 4711;
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)rand_r(&seed);
+    for (size_t len = 0; len <= 8192; len = len < 300 ? len + 1 : len * 9 / 8) {
+        const uint8_t *p = bytes + len % 7;
+        XXH128_hash_t h = XXH3_128bits_withSeed(p, len, len);
+        cr_assert_eq(rp_xxh3_64(p, len, len), XXH3_64bits_withSeed(p, len, len), "%zu bytes", len);
+        cr_assert_eq(rp_xxh3_128(p, len, len).lo, h.low64, "%zu bytes", len);
+        cr_assert_eq(rp_xxh3_128(p, len, len).hi, h.high64, "%zu bytes", len);
+        if (!__builtin_cpu_supports("avx2"))
+            continue;
+        cr_assert_eq(rp_xxh3_64_avx2(p, len, len), XXH3_64bits_withSeed(p, len, len), "%zu bytes", len);
+        cr_assert_eq(rp_xxh3_128_avx2(p, len, len).lo, h.low64, "%zu bytes", len);
+    }
+    cr_assert_eq(rp_xxh3_64(bytes, 16, 0), XXH3_64bits(bytes, 16));
+    uint64_t blocks[RP_XXH3_BLOCKS];
+    rp_xxh3_blocks(bytes, 3, blocks);
+    for (unsigned i = 0; i < RP_XXH3_BLOCKS; i++)
+        cr_assert_eq(blocks[i], XXH3_64bits_withSeed(bytes + RP_XXH3_BLOCK * i, RP_XXH3_BLOCK, 3));
 }

@@ -193,3 +193,28 @@ Test(lz4, INV4_hostile_input)
         free(exact);
     }
 }
+
+Test(delta, changed_blocks_without_the_parent)
+{
+    unsigned seed = seeded();
+    for (unsigned round = 0; round < 2000; round++) {
+        fill_random(parent, &seed);
+        memcpy(page, parent, RP_PAGE_SIZE);
+        uint32_t changed = (uint32_t)rand_r(&seed) & (uint32_t)rand_r(&seed) << (rand_r(&seed) % 8);
+        for (unsigned b = 0; b < 32; b++)
+            if (changed >> b & 1)
+                page[128 * b + (unsigned)rand_r(&seed) % 128] ^= 1;
+        uint32_t limit = 1 + (uint32_t)rand_r(&seed) % RP_PAGE_SIZE;
+        uint8_t *exact = malloc(limit);
+        uint32_t n = rp_delta_encode_blocks(changed, page, exact, limit);
+        cr_assert(n < limit);
+        cr_assert(changed == 0 || n > 0 || (uint32_t)__builtin_popcount(changed) * 132 + 4 > limit);
+        if (n) {
+            struct rp_error err = {0};
+            memcpy(back, parent, RP_PAGE_SIZE);
+            cr_assert_eq(rp_delta_decode(exact, n, back, &err), 0, "%s", err.text);
+            cr_assert_eq(memcmp(back, page, RP_PAGE_SIZE), 0);
+        }
+        free(exact);
+    }
+}
