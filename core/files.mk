@@ -2,6 +2,8 @@ core_SRCS := \
 	core/bytes.c \
 	core/codec.c \
 	core/digest.c \
+	core/disk_mark.c \
+	core/durable.c \
 	core/epoch.c \
 	core/error.c \
 	core/event.c \

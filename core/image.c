@@ -341,7 +341,7 @@ static int take_disk(struct rp_image *img, const struct rp_record *r, struct rp_
     if (rc < 0)
         return rc;
     img->disk_bytes += r->len;
-    return img->ops.disk(img->ops.ctx, r, err);
+    return img->ops.disk(img->ops.ctx, &img->next_header, r, err);
 }
 
 /* Sections that a delta epoch did not bring are its parent's. Only next_sections changes. */

@@ -28,9 +28,9 @@ struct rp_image_ops {
     void *ctx;
     /* The first epoch's header was accepted: provide RAM of this layout (zeroed). Refuse what the host cannot give. */
     int (*ram)(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err);
-    /* A DISK record of the epoch being taken, in order, as it arrives; rp_disk_walk has accepted it. It may not count
+    /* A DISK record of the epoch being taken (`h`), in order, as it arrives; rp_disk_walk has accepted it. It may not count
      * before disk_commit. May be NULL: then DISK records are refused. */
-    int (*disk)(void *ctx, const struct rp_record *r, struct rp_error *err);
+    int (*disk)(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err);
     /* The epoch `h` was verified and RAM has not changed yet: its disk writes (there may be none) count from here on,
      * durably. RAM follows and cannot fail; when this fails the epoch is refused. Goes with `disk`. */
     int (*disk_commit)(void *ctx, const struct rp_epoch_header *h, struct rp_error *err);

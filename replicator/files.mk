@@ -6,6 +6,7 @@ replicator_SRCS := \
 	replicator/engine.c \
 	replicator/fingerprint.c \
 	replicator/handshake.c \
+	replicator/journal.c \
 	replicator/lease.c \
 	replicator/lease_etcd.c \
 	replicator/lease_file.c \
@@ -19,6 +20,7 @@ replicator_SRCS := \
 	replicator/rdma_mem.c \
 	replicator/rdma_qp.c \
 	replicator/rdma_ring.c \
+	replicator/replica.c \
 	replicator/secret.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \

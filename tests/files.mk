@@ -4,6 +4,7 @@ unit_SRCS += tests/unit/test_encoder.c
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_rdma.c
+unit_SRCS += tests/unit/test_replica.c
 # core
 unit_SRCS += tests/unit/test_basics.c
 unit_SRCS += tests/unit/test_state.c

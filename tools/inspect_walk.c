@@ -40,8 +40,9 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
 }
 
 /* Disk writes are counted, and end here. */
-static int no_disk(void *ctx, const struct rp_record *r, struct rp_error *err)
+static int no_disk(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err)
 {
+    (void)h;
     (void)ctx, (void)r, (void)err;
     return 0;
 }

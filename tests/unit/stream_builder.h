@@ -332,9 +332,10 @@ static inline int sb_target_ram(void *ctx, const struct rp_epoch_header *h, stru
     return 0;
 }
 
-static inline int sb_target_disk(void *ctx, const struct rp_record *r, struct rp_error *err)
+static inline int sb_target_disk(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err)
 {
     struct sb_target *t = ctx;
+    (void)h;
     (void)r;
     (void)err;
     t->disk_staged++;
