@@ -34,3 +34,4 @@ $(BUILD)/tests/golden/%: tests/golden/%
 	cp $< $@
 $(BUILD)/tests/unit/test_golden: | $(GOLDEN)
 unit_SRCS += tests/unit/test_virtio_console.c
+unit_SRCS += tests/unit/test_virtio_vsock.c

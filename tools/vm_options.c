@@ -240,6 +240,24 @@ static int parse_choice(const char *what, const char *value, const char *const *
     return bad(err, "%s \"%s\": not one of %s", what, value, list);
 }
 
+static int parse_vsock(void *field, char *value, struct rp_error *err)
+{
+    struct rp_vsock_config *v = field;
+    char *cid = strstr(value, ",cid="), *rest = NULL;
+    unsigned long n = 3;
+
+    if (cid) {
+        *cid = 0;
+        n = strtoul(cid + 5, &rest, 10);
+        if (!isdigit((unsigned char)cid[5]) || *rest || n < 3 || n >= UINT32_MAX)
+            return bad(err, "--vsock: cid \"%s\": a guest's address is a number from 3 to 4294967294", cid + 5);
+    }
+    if (!*value || strchr(value, ','))
+        return bad(err, "--vsock \"%s\": not PATH or PATH,cid=N", value);
+    *v = (struct rp_vsock_config){.cid = (uint32_t)n, .path = value};
+    return 0;
+}
+
 static int parse_dirty(void *field, char *value, struct rp_error *err)
 {
     static const char *const words[] = {[RP_DIRTY_AUTO] = "auto", [RP_DIRTY_LOG] = "log", [RP_DIRTY_RING] = "ring", NULL};
@@ -300,6 +318,9 @@ const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS] = {
              "Ctrl-a Ctrl-a sends a Ctrl-a."},
     {.name = "console", .arg = "stdio|null|file:F|unix:F", .kind = RP_OPT_PARSE, AT(machine), .parse = parse_console,
      .help = "A virtio console, and where it goes."},
+    {.name = "vsock", .arg = "PATH[,cid=N]", .kind = RP_OPT_PARSE, AT(machine.vsock), .parse = parse_vsock,
+     .help = "A virtio socket device. The host connects to the unix socket PATH and says \"CONNECT port\"; the guest's connections to "
+             "CID 2, port N, go to PATH_N. cid is the guest's, 3 unless given."},
     {.name = "qmp", .arg = "PATH", .kind = RP_OPT_STRING, AT(qmp_path),
      .help = "A further QMP socket beside the one in the runtime directory."},
     {.name = "paused", .kind = RP_OPT_FLAG, AT(paused), .help = "Do not run the vCPUs until `reprise resume`."},

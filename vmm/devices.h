@@ -50,7 +50,15 @@ uint64_t rp_virtio_balloon_actual(const struct rp_device *d);
 /* Also asks the guest for fresh statistics, for the next call. False: no driver runs it. */
 bool rp_virtio_balloon_info(const struct rp_device *d, struct rp_balloon_info *out);
 
+/* The guest's stream sockets to the host (vsock.h). `path`: where the host connects; NULL: nobody is there. `cid`: the guest's
+ * address, above 2. */
+int rp_virtio_vsock_create(const struct rp_device_env *env, unsigned slot, const char *path, uint32_t cid, struct rp_device *out,
+                           struct rp_error *err) RP_MUST_CHECK;
+
+/* The guest's address out of the device's section, for whoever is about to make a machine for it. */
+int rp_virtio_vsock_cid(const struct rp_section *sec, uint32_t *cid, struct rp_error *err) RP_MUST_CHECK;
+
 extern const struct rp_state_table rp_virtio_blk_table, rp_virtio_net_table, rp_virtio_rng_table,
-    rp_virtio_console_table, rp_virtio_balloon_table;
+    rp_virtio_console_table, rp_virtio_balloon_table, rp_virtio_vsock_table;
 
 #endif

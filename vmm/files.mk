@@ -44,5 +44,7 @@ vmm_SRCS += \
 	vmm/virtio_console.c \
 	vmm/virtio_net.c \
 	vmm/virtio_pci.c \
+	vmm/virtio_vsock.c \
 	vmm/virtio_rng.c \
-	vmm/virtq.c
+	vmm/virtq.c \
+	vmm/vsock.c

@@ -319,6 +319,7 @@ static void free_config(struct rp_machine_config *c)
     FREE(c->cmdline);
     FREE(c->serial.path);
     FREE(c->console.path);
+    FREE(c->vsock.path);
     for (unsigned i = 0; i < c->ndisks; i++)
         FREE(c->disks[i].path);
     for (unsigned i = 0; i < c->nnics; i++)

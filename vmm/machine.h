@@ -42,6 +42,11 @@ struct rp_nic_config {
     unsigned queues;            /* queue pairs, 0: 1 */
 };
 
+struct rp_vsock_config {
+    uint32_t cid;               /* the guest's address; 0: no such device */
+    const char *path;           /* unix socket of the host's side; NULL: nobody is there */
+};
+
 struct rp_machine_config {
     char name[RP_VM_NAME_MAX];
     uint8_t vm_id[16];          /* all zero: random */
@@ -52,6 +57,7 @@ struct rp_machine_config {
     const char *kernel, *initrd, *cmdline;  /* kernel may be NULL when an epoch will be entered */
     struct rp_chardev_config serial, console;   /* console: virtio-console */
     bool has_console, rng, balloon;
+    struct rp_vsock_config vsock;
     unsigned ndisks, nnics;
     struct rp_disk_config disks[RP_DISKS_MAX];
     struct rp_nic_config nics[RP_NICS_MAX];

@@ -25,7 +25,9 @@
 #define IDENTITY_MAP_ADDRESS 0xfffbc000ull
 
 /* PCI slots: fixed by kind, so that the same config gives the same machine on every host. */
-enum { SLOT_RNG = 1, SLOT_CONSOLE = 2, SLOT_BALLOON = 3, SLOT_NIC = 4, SLOT_DISK = SLOT_NIC + RP_NICS_MAX };
+enum { SLOT_RNG = 1, SLOT_CONSOLE = 2, SLOT_BALLOON = 3, SLOT_NIC = 4, SLOT_DISK = SLOT_NIC + RP_NICS_MAX,
+       SLOT_VSOCK = SLOT_DISK + RP_DISKS_MAX };
+
 
 /* --- config --- */
 
@@ -40,9 +42,9 @@ static int copy_string(const char **s, struct rp_error *err)
 /* Every string becomes the machine's own; on failure those not copied yet are NULL. */
 static int copy_config(struct rp_machine_config *to, const struct rp_machine_config *from, struct rp_error *err)
 {
-    const char **strings[5 + RP_DISKS_MAX + RP_NICS_MAX] = {
-        &to->kernel, &to->initrd, &to->cmdline, &to->serial.path, &to->console.path};
-    unsigned n = 5, i = 0;
+    const char **strings[6 + RP_DISKS_MAX + RP_NICS_MAX] = {
+        &to->kernel, &to->initrd, &to->cmdline, &to->serial.path, &to->console.path, &to->vsock.path};
+    unsigned n = 6, i = 0;
     int rc = 0;
 
     *to = *from;
@@ -289,6 +291,8 @@ static int make_virtio(struct rp_machine *m, struct rp_error *err)
     if (rc == 0 && c->has_console && (rc = rp_virtio_console_create(&env, SLOT_CONSOLE, &c->console, &d, err)) == 0)
         rc = rp_machine_add(m, &d, err);
     if (rc == 0 && c->balloon && (rc = rp_virtio_balloon_create(&env, SLOT_BALLOON, &d, err)) == 0)
+        rc = rp_machine_add(m, &d, err);
+    if (rc == 0 && c->vsock.cid && (rc = rp_virtio_vsock_create(&env, SLOT_VSOCK, c->vsock.path, c->vsock.cid, &d, err)) == 0)
         rc = rp_machine_add(m, &d, err);
     return rc;
 }

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/fault.h"
+#include "vmm/devices.h"
 #include "vmm/time.h"
 #include "vmm/vcpu_state.h"
 #include "vmm/vmgenid.h"
@@ -94,6 +95,19 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
 
 /* --- entering --- */
 
+/* The epoch has a vsock device exactly if it has its section. */
+static int vsock_from(const struct rp_sections *s, struct rp_vsock_config *cfg, struct rp_error *err)
+{
+    struct rp_section sec;
+    size_t pos = 0;
+
+    cfg->cid = 0;
+    while (rp_sections_next(s, &pos, &sec))
+        if (strcmp(sec.name, rp_virtio_vsock_table.name) == 0)
+            return rp_virtio_vsock_cid(&sec, &cfg->cid, err);
+    return cfg->path ? rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "--vsock %s: the VM has no vsock device", cfg->path) : 0;
+}
+
 int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config *cfg, struct rp_error *err)
 {
     struct rp_machine_state *st = malloc(sizeof *st);
@@ -115,7 +129,9 @@ int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config
                       a[0], a[1], a[2], a[3], a[4], a[5]);
         goto out;
     }
-    rc = 0;
+    rc = vsock_from(s, &cfg->vsock, err);
+    if (rc < 0)
+        goto out;
     cfg->vcpus = st->vcpus;
     cfg->ram.size_bytes = st->ram_bytes;
     cfg->ndisks = st->ndisks;

@@ -30,6 +30,7 @@ const struct rp_state_table *const rp_vmm_tables[] = {
     &rp_virtio_net_table,
     &rp_virtio_rng_table,
     &rp_virtio_balloon_table,
+    &rp_virtio_vsock_table,
     &rp_virtio_console_table,
     /* Parts of others: no section has their name. */
     &rp_cpuid_table,
