@@ -24,7 +24,7 @@ ifeq ($(SAN),fuzzer)
 CC      := clang
 endif
 CFLAGS  += -std=gnu17 $(OPT) $(WARN) $(WERROR) $(SANFLAGS_$(SAN))
-CPPFLAGS += -D_GNU_SOURCE -I. -MMD -MP
+CPPFLAGS += $(if $(filter thread,$(SAN)),-Itests/tsan) -D_GNU_SOURCE -I. -MMD -MP
 LDFLAGS += $(SANFLAGS_$(SAN)) -pthread
 LDLIBS  := -luring -lnbd -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcurl -lcrypto -lseccomp -lm -lpthread
 

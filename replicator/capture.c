@@ -1,9 +1,13 @@
 #include "replicator/capture.h"
 
+#include "replicator/copy.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define FAR_PAGES 512u      /* 2 MiB: so many copies are gone from the caches before they are encoded */
 
 int rp_capture_init(struct rp_capture *c, const struct rp_ram_view *ram, struct rp_arena *arena, struct rp_pool *pool,
                     struct rp_error *err)
@@ -74,7 +78,8 @@ static void copy_pages(void *ctx, unsigned worker)
             return;
         for (uint64_t end = i + 64 < j->n ? i + 64 : j->n; i < end; i++) {
             uint64_t gfn = c->gfns[i];
-            memcpy(rp_arena_page(c->arena, c->list[c->where[gfn] - 1].slot), rp_ram_page(&c->ram, gfn), RP_PAGE_SIZE);
+            rp_copy_page(rp_arena_page(c->arena, c->list[c->where[gfn] - 1].slot), rp_ram_page(&c->ram, gfn),
+                         rp_ram_page(&c->ram, c->gfns[i + 1 < j->n ? i + 1 : i]), j->n >= FAR_PAGES);
         }
     }
 }

@@ -749,6 +749,8 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
         goto fail;
     if (cfg->codecs)
         rp_encoder_codecs(e->encoder, cfg->codecs);
+    if (cfg->goal.bandwidth_bytes_s)
+        rp_encoder_price(e->encoder, 1e9 / (double)cfg->goal.bandwidth_bytes_s);
     e->output_fd = src->ops->output_fd(src);
     rp_policy_init(&e->policy, &cfg->goal, rp_clock_ns());
     *out = e;

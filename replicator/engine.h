@@ -81,7 +81,8 @@ void rp_engine_finish(struct rp_engine *e);
 int rp_engine_wait(struct rp_engine *e, struct rp_error *err) RP_MUST_CHECK;
 /* True when the source was cut for good (FINAL, finish) and stands still: somebody has to resume it or let it go. */
 bool rp_engine_stands(const struct rp_engine *e);
-void rp_engine_destroy(struct rp_engine *e);    /* after wait, or before start */
+/* After wait, or before start. A sink that was started is cancelled or destroyed before: its callbacks come until then. */
+void rp_engine_destroy(struct rp_engine *e);
 void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out);
 
 #endif

@@ -2,6 +2,7 @@ replicator_SRCS := \
 	replicator/arena.c \
 	replicator/capture.c \
 	replicator/control.c \
+	replicator/copy.c \
 	replicator/encoder.c \
 	replicator/engine.c \
 	replicator/fingerprint.c \

@@ -208,16 +208,17 @@ static void link_cancel(struct rp_sink *base)
     struct link_sink *s = of(base);
     atomic_store(&s->cancelled, true);
     down(s);
+    if (s->started) {       /* no callback comes after this */
+        pthread_join(s->reader, NULL);
+        pthread_join(s->beater, NULL);
+    }
+    s->started = false;
 }
 
 static void link_destroy(struct rp_sink *base)
 {
     struct link_sink *s = of(base);
     link_cancel(base);
-    if (s->started) {
-        pthread_join(s->reader, NULL);
-        pthread_join(s->beater, NULL);
-    }
     for (unsigned i = 0; i < s->nlanes; i++) {
         s->lanes[i].conn->ops->close(s->lanes[i].conn);
         rp_buf_fini(&s->lanes[i].out);

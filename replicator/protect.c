@@ -298,6 +298,7 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
         if (p->src->ops->resume(p->src, &why) < 0)
             *err = why;
     }
+    sink->ops->cancel(sink);    /* it calls the engine until then */
     rp_engine_destroy(e);
     return v;
 }

@@ -7,6 +7,13 @@ check: all unit check-guests
 check-guests: guests test-tools
 	tests/guests/test-qemu
 
+# Where threads meet, under the thread sanitizer (tests/tsan says why not with Criterion).
+TSAN_TESTS := test_engine test_encoder test_link
+.PHONY: check-thread
+check-thread:
+	$(MAKE) SAN=thread $(addprefix build-thread/tests/unit/,$(TSAN_TESTS))
+	@rc=0; for t in $(TSAN_TESTS); do echo "== $$t (tsan)"; build-thread/tests/unit/$$t || rc=1; done; exit $$rc
+
 # The whole-host lab (docs/lab.md): images and boot snapshots, cached outside the tree; then its own tests.
 .PHONY: lab lab-smoke
 lab:

@@ -161,8 +161,8 @@ static void one(const struct bench_words *w, const struct run *run, struct resul
     (void)!rp_link_sink_bye(sink, RP_BYE_STOP, r->engine.committed, &err);
     waitpid(pid, NULL, 0);
     r->standby_cpu_ns = cpu_of(RUSAGE_CHILDREN) - child0;
-    rp_engine_destroy(e);
     sink->ops->destroy(sink);
+    rp_engine_destroy(e);
     if (run->guest.output_ns)
         printf("    an output waited p50 %.2f p99 %.2f ms\n", (double)rp_hist_quantile(synth_outputs(g), 0.5) / 1e6,
                (double)rp_hist_quantile(synth_outputs(g), 0.99) / 1e6);

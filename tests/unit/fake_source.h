@@ -20,13 +20,17 @@ struct fake {
     struct rp_source base;
     struct rp_ram_view ram;
     struct rp_pageset dirty;        /* atomic */
-    pthread_mutex_t run;            /* held while the machine stands */
+    pthread_mutex_t run;            /* held while the guest writes; `stand` */
+    pthread_cond_t go;
+    bool stand;                     /* run: the machine stands */
+    _Atomic bool all;               /* the next harvest reports everything */
     pthread_t guest;
     _Atomic bool quit;
     uint32_t seed;
     unsigned bytes, burst, pause_us;
     _Atomic uint64_t released;
     unsigned harvests;
+    uint64_t written_bytes;         /* guest thread; read after it has ended */
 };
 
 static uint32_t rnd(uint32_t *s)
@@ -41,11 +45,15 @@ static void *guest_main(void *arg)
     struct fake *f = arg;
     while (!atomic_load(&f->quit)) {
         pthread_mutex_lock(&f->run);
+        while (f->stand)
+            pthread_cond_wait(&f->go, &f->run);
         for (unsigned i = 0; i < f->burst; i++) {
             uint64_t gfn = rnd(&f->seed) % PAGES;
             uint8_t *p = rp_ram_page(&f->ram, gfn);
             uint32_t at = rnd(&f->seed) % (RP_PAGE_SIZE - f->bytes + 1);
-            if (rnd(&f->seed) % 16 == 0)
+            bool zero = rnd(&f->seed) % 16 == 0;
+            f->written_bytes += zero ? RP_PAGE_SIZE : f->bytes;
+            if (zero)
                 memset(p, 0, RP_PAGE_SIZE);
             else
                 for (unsigned k = 0; k < f->bytes; k++)
@@ -70,16 +78,18 @@ static int fake_describe(struct rp_source *s, struct rp_source_info *out, struct
 static int fake_track(struct rp_source *s, bool all, struct rp_error *err)
 {
     (void)err;
-    if (all)
-        rp_pageset_fill(&((struct fake *)s)->dirty, &((struct fake *)s)->ram);
+    atomic_store(&((struct fake *)s)->all, all);
     return 0;
 }
 static void fake_untrack(struct rp_source *s) { (void)s; }
 static int fake_harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err)
 {
     (void)err;
-    ((struct fake *)s)->harvests++;
-    rp_pageset_take(dirty, &((struct fake *)s)->dirty);
+    struct fake *f = (struct fake *)s;
+    f->harvests++;
+    rp_pageset_take(dirty, &f->dirty);
+    if (atomic_exchange(&f->all, false))
+        rp_pageset_fill(dirty, &f->ram);
     return 0;
 }
 static int fake_cut(struct rp_source *s, struct rp_cut *cut, struct rp_error *err)
@@ -87,6 +97,8 @@ static int fake_cut(struct rp_source *s, struct rp_cut *cut, struct rp_error *er
     struct fake *f = (struct fake *)s;
     cut->pause_start_ns = rp_clock_ns();
     pthread_mutex_lock(&f->run);
+    f->stand = true;
+    pthread_mutex_unlock(&f->run);
     uint64_t n = cut->epoch;
     struct rp_section sec = {.name = "fake", .bytes = (uint8_t *)&n, .len = sizeof(n), .version = 1};
     cr_assert_eq(rp_sections_put(cut->sections, &sec), 0);
@@ -95,7 +107,11 @@ static int fake_cut(struct rp_source *s, struct rp_cut *cut, struct rp_error *er
 static int fake_resume(struct rp_source *s, struct rp_error *err)
 {
     (void)err;
-    pthread_mutex_unlock(&((struct fake *)s)->run);
+    struct fake *f = (struct fake *)s;
+    pthread_mutex_lock(&f->run);
+    f->stand = false;
+    pthread_cond_broadcast(&f->go);
+    pthread_mutex_unlock(&f->run);
     return 0;
 }
 static void fake_release(struct rp_source *s, uint64_t epoch) { atomic_store(&((struct fake *)s)->released, epoch); }
@@ -122,6 +138,7 @@ static void fake_start(struct fake *f, unsigned bytes, unsigned burst, unsigned 
     view_init(&f->ram);
     cr_assert_eq(rp_pageset_init(&f->dirty, PAGES), 0);
     pthread_mutex_init(&f->run, NULL);
+    pthread_cond_init(&f->go, NULL);
     pthread_create(&f->guest, NULL, guest_main, f);
     usleep(20000);
 }

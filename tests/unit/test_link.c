@@ -112,8 +112,8 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
     printf("%s, %u lanes: %lu epochs in %u ms; commit p50 %.3f p99 %.3f ms; pause p50 %.3f ms\n", scheme, lanes, stats.committed,
            ms, (double)rp_hist_quantile(&stats.commit, 0.5) / 1e6, (double)rp_hist_quantile(&stats.commit, 0.99) / 1e6,
            (double)rp_hist_quantile(&stats.pause, 0.5) / 1e6);
-    rp_engine_destroy(e);
     sink->ops->destroy(sink);
+    rp_engine_destroy(e);
     fake_resume(&f.base, NULL);
     fake_stop(&f);
     standby_stop(&s);
@@ -153,8 +153,8 @@ Test(link, INV2_the_primary_dies)
     rp_engine_stop(e);
     int rc = rp_engine_wait(e, &err);
     (void)rc;
-    rp_engine_destroy(e);
     sink->ops->destroy(sink);
+    rp_engine_destroy(e);
     fake_stop(&f);
     standby_stop(&s);
 }
@@ -179,8 +179,8 @@ Test(link, INV5_the_standby_goes_away)
     cr_assert(strstr(err.text, "standby"), "%s", err.text);
     pthread_join(s.thread, NULL);
     cr_assert_eq(s.outcome.end, RP_LINK_CANCELLED);
-    rp_engine_destroy(e);
     sink->ops->destroy(sink);
+    rp_engine_destroy(e);
     fake_stop(&f);
     standby_stop(&s);
 }
