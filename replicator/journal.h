@@ -28,7 +28,7 @@
 #include "core/durable.h"
 #include "core/stream.h"
 
-#define RP_JOURNAL_RING_BYTES (128ull << 20)    /* four times what a primary leaves uncommitted */
+#define RP_JOURNAL_RING_BYTES (64ull << 20)     /* four times what a primary leaves uncommitted */
 #define RP_JOURNAL_RING_MIN (1ull << 20)
 #define RP_JOURNAL_COMMIT 100u
 

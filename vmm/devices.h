@@ -21,6 +21,7 @@ struct rp_device_env {
     struct rp_loop *loop;
     struct rp_events *events;   /* may be NULL */
     struct rp_gate *gate;       /* outputs leave through it */
+    struct rp_disks *disks;     /* disks stand behind its guards; NULL (tests): behind none */
     unsigned vcpus;             /* for the default number of queues */
 };
 

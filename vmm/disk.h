@@ -39,6 +39,10 @@ struct rp_disk_ops {
     void (*drain)(struct rp_disk *d);
     int (*lock)(struct rp_disk *d, bool on, struct rp_error *err);
     void (*destroy)(struct rp_disk *d);
+    /* What the copy of a private disk needs; both NULL where there is no private disk (nbd). read_now: any thread, all or
+     * -errno, beside requests. extent: is there a hole at `offset`, and how long is what is there? -errno: not known. */
+    int (*read_now)(struct rp_disk *d, void *buf, uint64_t len, uint64_t offset);
+    int (*extent)(struct rp_disk *d, uint64_t offset, bool *hole, uint64_t *len);
 };
 struct rp_disk {
     const struct rp_disk_ops *ops;
@@ -46,6 +50,7 @@ struct rp_disk {
     bool readonly;
     bool can_discard, can_zero;
     unsigned in_flight;
+    struct rp_disk_req *failed;     /* the backend's: could not be submitted, told at the next kick */
     void (*batch_end)(void *ctx);   /* set by the device: after a batch of `done` */
     void *ctx;
 };

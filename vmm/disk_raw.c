@@ -1,4 +1,5 @@
 /* Raw files and block devices through io_uring: one ring per disk. The contract is in disk.h. */
+#include "core/disk_mark.h"
 #include "core/log.h"
 #include "vmm/disk.h"
 #include "vmm/loop.h"
@@ -189,6 +190,16 @@ static int raw_lock(struct rp_disk *d, bool on, struct rp_error *err)
     return 0;
 }
 
+/* Somebody's copy, or a disk that may be stale, is not used by accident. */
+static int check_mark(const struct raw *r, const struct rp_disk_config *cfg, struct rp_error *err)
+{
+    char mark[RP_DISK_PATH_MAX];
+
+    if (cfg->take || rp_disk_mark_path(cfg->path, cfg->state, ".reprise", mark, NULL) < 0)
+        return 0;           /* without a place for a mark there is none, and it is never protected as a private disk */
+    return rp_disk_mark_check(r->name, mark, err);
+}
+
 static int open_file(struct raw *r, const struct rp_disk_config *cfg, struct rp_error *err)
 {
     if (cfg->path) {
@@ -238,8 +249,32 @@ static void raw_destroy(struct rp_disk *d)
     free(r);
 }
 
+static int raw_read_now(struct rp_disk *d, void *buf, uint64_t len, uint64_t offset)
+{
+    return rp_read_all(((struct raw *)(void *)d)->fd, buf, len, offset);
+}
+
+static int raw_extent(struct rp_disk *d, uint64_t offset, bool *hole, uint64_t *len)
+{
+    int fd = ((struct raw *)(void *)d)->fd;
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA), end;
+
+    if (data < 0 && errno != ENXIO)
+        return -errno;
+    *hole = data != (off_t)offset;
+    if (data < 0)
+        end = (off_t)d->size_bytes;     /* a hole up to the end */
+    else
+        end = *hole ? data : lseek(fd, (off_t)offset, SEEK_HOLE);
+    if (end < (off_t)offset)
+        return -EIO;
+    *len = (uint64_t)end - offset;
+    return 0;
+}
+
 static const struct rp_disk_ops raw_ops = {
-    .name = "raw", .submit = raw_submit, .kick = raw_kick, .drain = raw_drain, .lock = raw_lock, .destroy = raw_destroy};
+    .name = "raw", .submit = raw_submit, .kick = raw_kick, .drain = raw_drain, .lock = raw_lock, .destroy = raw_destroy,
+    .read_now = raw_read_now, .extent = raw_extent};
 
 int rp_disk_raw_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err)
 {
@@ -261,6 +296,8 @@ int rp_disk_raw_open(const struct rp_disk_config *cfg, struct rp_loop *loop, str
     rc = measure(r, err);
     if (rc == 0)
         rc = raw_lock(&r->d, true, err);
+    if (rc == 0)
+        rc = check_mark(r, cfg, err);
     if (rc)
         goto close_fd;
     rc = io_uring_queue_init_params(RING_ENTRIES, &r->ring, &params);

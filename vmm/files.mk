@@ -31,7 +31,9 @@ vmm_SRCS := \
 vmm_SRCS += \
 	vmm/bounce.c \
 	vmm/disk_nbd.c \
+	vmm/disk_private.c \
 	vmm/disk_raw.c \
+	vmm/disks.c \
 	vmm/gate.c \
 	vmm/net.c \
 	vmm/net_dgram.c \

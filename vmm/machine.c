@@ -320,8 +320,10 @@ static void free_config(struct rp_machine_config *c)
     FREE(c->serial.path);
     FREE(c->console.path);
     FREE(c->vsock.path);
-    for (unsigned i = 0; i < c->ndisks; i++)
+    for (unsigned i = 0; i < c->ndisks; i++) {
         FREE(c->disks[i].path);
+        FREE(c->disks[i].state);
+    }
     for (unsigned i = 0; i < c->nnics; i++)
         FREE(c->nics[i].name);
 #undef FREE
@@ -338,6 +340,7 @@ void rp_machine_destroy(struct rp_machine *m)
             d->ops->destroy(d->dev);
     }
     rp_pci_bus_destroy(m->pci);
+    rp_disks_destroy(m->disks);
     rp_gate_destroy(m->gate);
     rp_dirty_destroy(m->dirty);
     rp_vcpus_destroy(m->vcpus);

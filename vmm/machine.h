@@ -29,6 +29,9 @@ struct rp_disk_config {
     const char *path;           /* raw file or block device, nbd://… ; NULL with fd */
     int fd;                     /* descriptor passed in, or -1 */
     bool readonly;
+    bool shared;                /* storage that another host may take over: docs/disks.md (nbd is that always) */
+    bool take;                  /* whatever its mark says, this is the VM's disk */
+    const char *state;          /* where its mark is, NULL: beside the file */
     char serial[21];            /* VIRTIO_BLK_ID, NUL-terminated */
     unsigned queues;            /* 0: one per vCPU up to 4 */
 };

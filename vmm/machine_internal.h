@@ -12,6 +12,7 @@
 #include "vmm/cpuid.h"
 #include "vmm/device.h"
 #include "vmm/dirty.h"
+#include "vmm/disks.h"
 #include "vmm/gate.h"
 #include "vmm/irq.h"
 #include "vmm/loop.h"
@@ -57,6 +58,7 @@ struct rp_machine {
     struct rp_loop *loop;
     struct rp_pci_bus *pci;
     struct rp_gate *gate;
+    struct rp_disks *disks;
     struct rp_vcpus *vcpus;
     struct rp_vcpu_state *initial;      /* one per vCPU: as after power-on */
     struct rp_dirty *dirty;

@@ -42,14 +42,16 @@ static int copy_string(const char **s, struct rp_error *err)
 /* Every string becomes the machine's own; on failure those not copied yet are NULL. */
 static int copy_config(struct rp_machine_config *to, const struct rp_machine_config *from, struct rp_error *err)
 {
-    const char **strings[6 + RP_DISKS_MAX + RP_NICS_MAX] = {
+    const char **strings[6 + 2 * RP_DISKS_MAX + RP_NICS_MAX] = {
         &to->kernel, &to->initrd, &to->cmdline, &to->serial.path, &to->console.path, &to->vsock.path};
     unsigned n = 6, i = 0;
     int rc = 0;
 
     *to = *from;
-    for (unsigned k = 0; k < to->ndisks; k++)
+    for (unsigned k = 0; k < to->ndisks; k++) {
         strings[n++] = &to->disks[k].path;
+        strings[n++] = &to->disks[k].state;
+    }
     for (unsigned k = 0; k < to->nnics; k++)
         strings[n++] = &to->nics[k].name;
     while (i < n && (rc = copy_string(strings[i], err)) == 0)
@@ -272,7 +274,7 @@ static int make_virtio(struct rp_machine *m, struct rp_error *err)
 {
     const struct rp_machine_config *c = &m->cfg;
     struct rp_device_env env = {.ram = m->ram, .pci = m->pci, .irqs = m->irqs, .loop = m->loop, .events = m->events,
-                                .gate = m->gate, .vcpus = c->vcpus};
+                                .gate = m->gate, .disks = m->disks, .vcpus = c->vcpus};
     struct rp_device d;
     int rc = 0;
 
@@ -337,6 +339,8 @@ static int make(struct rp_machine *m, const struct rp_machine_config *cfg, struc
         rc = rp_irqs_create(m->vmfd, &m->irqs, err);
     if (rc == 0)
         rc = rp_gate_create(m->loop, RP_GATE_BOUND_BYTES, &m->gate, err);
+    if (rc == 0)
+        rc = rp_disks_create(m->loop, &m->lock, rp_gate_fd(m->gate), &m->disks, err);
     if (rc == 0)
         rc = make_board(m, err);
     if (rc == 0)

@@ -85,6 +85,8 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     if (rc == 0)
         rc = rp_dirty_harvest(m->dirty, c->dirty, err);
     if (rc == 0)
+        rc = rp_disks_cut(m->disks, c->epoch, c->disk, err);
+    if (rc == 0)
         rp_gate_cut(m->gate, c->epoch);
     pthread_mutex_unlock(&m->lock);
     if (rc == 0)
@@ -110,6 +112,7 @@ static int resume(struct rp_source *s, struct rp_error *err)
 static void release(struct rp_source *s, uint64_t epoch)
 {
     rp_gate_release(machine_of(s)->gate, epoch);
+    rp_disks_release(machine_of(s)->disks, epoch);
 }
 
 static void gate(struct rp_source *s, bool hold)
@@ -131,9 +134,32 @@ static void throttle(struct rp_source *s, unsigned percent)
     pthread_mutex_unlock(&m->control);
 }
 
+static int disk_start(struct rp_source *s, const struct rp_disk_run *run, struct rp_error *err)
+{
+    struct rp_machine *m = machine_of(s);
+
+    return rp_disks_start(m->disks, run, m->st.vm_id, m->cfg.name, err);
+}
+
+static void disk_stop(struct rp_source *s)
+{
+    rp_disks_stop(machine_of(s)->disks);
+}
+
+static int disk_pull(struct rp_source *s, struct rp_buf *out, size_t max_bytes, struct rp_error *err)
+{
+    return rp_disks_pull(machine_of(s)->disks, out, max_bytes, err);
+}
+
+static void disk_progress(struct rp_source *s, struct rp_disk_progress *out)
+{
+    rp_disks_progress(machine_of(s)->disks, out);
+}
+
 static const struct rp_source_ops ops = {
     .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
-    .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle};
+    .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
+    .disk_start = disk_start, .disk_stop = disk_stop, .disk_pull = disk_pull, .disk_progress = disk_progress};
 
 void rp_machine_source_init(struct rp_machine *m)
 {

@@ -12,7 +12,7 @@
  */
 #include "core/log.h"
 #include "vmm/bounce.h"
-#include "vmm/disk.h"
+#include "vmm/disks.h"
 #include "vmm/virtio_pci.h"
 
 #include <errno.h>
@@ -521,6 +521,11 @@ int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const s
     rc = rp_disk_open(cfg, env->loop, &b->disk, err);
     if (rc)
         goto free_blk;
+    if (env->disks) {
+        rc = rp_disks_guard(env->disks, cfg, &b->disk, err);
+        if (rc)
+            goto close_disk;
+    }
     b->disk->batch_end = on_batch_end;
     b->disk->ctx = b;
     memcpy(b->serial, cfg->serial, sizeof(b->serial));

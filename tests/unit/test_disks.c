@@ -1,0 +1,589 @@
+/*
+ * A machine's private disks (vmm/disks.h) behind virtio-blk, on real files, without KVM: a guest writes blocks that say what
+ * they are, an engine's calls are made by the test, and what a standby would hold is kept in `copy`. At every cut the copy
+ * and what the guest was told must agree (DISK-1 to DISK-4).
+ */
+#include "core/disk_mark.h"
+#include "core/fault.h"
+#include "tests/unit/guest_driver.h"
+#include "vmm/disks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_blk.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+
+#define SLOT 2
+#define BLOCK 4096u
+#define BLOCKS 2048u
+#define DISK_BYTES (BLOCK * BLOCKS)
+#define SLOTS 48u                   /* requests in flight */
+#define SPAN 4u                     /* blocks of the longest one */
+#define ZERO 0x80000000u
+#define WAIT_MS 20000
+
+static struct board board;
+static struct rp_disks *disks;
+static struct rp_device blk;
+static struct drv drv;
+static int output_fd;
+static char dir[64], image[96], mark[112];
+static uint8_t *copy;
+static uint64_t copy_bytes, entries, data_bytes, syncs, sync_base;
+static struct rp_disk_base last_sync;
+static unsigned seed;
+static uint32_t reach = BLOCKS - SPAN;      /* blocks that the guest writes */
+
+/* The guest: what it was told of each block, and what it asked for. */
+static uint32_t told[BLOCKS], asked[BLOCKS];
+static struct slot { bool busy; uint32_t block, n; uint64_t at; } slots[SLOTS];
+
+/* --- the guest --- */
+
+static void pattern(uint64_t *p, uint32_t block, uint32_t entry)
+{
+    for (unsigned i = 0; i < BLOCK / 8; i++)
+        p[i] = entry == 0 || (entry & ZERO) ? 0 : ((uint64_t)block << 32 | entry) * 0x9E3779B97F4A7C15ull + i;
+}
+
+static bool is(const uint8_t *p, uint32_t block, uint32_t entry)
+{
+    uint64_t want[BLOCK / 8];
+
+    pattern(want, block, entry);
+    return memcmp(p, want, BLOCK) == 0;
+}
+
+static void reap(void)
+{
+    struct drv_queue *q = &drv.q[0];
+
+    while (drv_used_idx(&drv, 0) != q->seen) {
+        uint8_t *e = (uint8_t *)drv_at(&drv, q->used) + 4 + 8u * (q->seen % q->size);
+        struct slot *s = &slots[rp_ld32(e) / 3];
+
+        cr_assert(s->busy, "head %u completed twice", rp_ld32(e));
+        cr_assert_eq(*(uint8_t *)drv_at(&drv, s->at + 64), VIRTIO_BLK_S_OK);
+        for (uint32_t b = s->block; b < s->block + s->n; b++)
+            told[b] = asked[b];
+        s->busy = false;
+        q->seen++;
+    }
+}
+
+static void post(struct slot *s, uint32_t type, uint64_t sector, uint32_t len)
+{
+    uint16_t head = (uint16_t)(3 * (s - slots));
+    uint8_t *h = drv_at(&drv, s->at);
+
+    rp_st32(h, type);
+    rp_st64(h + 8, sector);
+    *(uint8_t *)drv_at(&drv, s->at + 64) = 0xee;
+    drv_desc(&drv, 0, head, s->at, 16, VRING_DESC_F_NEXT, (uint16_t)(head + 1));
+    drv_desc(&drv, 0, (uint16_t)(head + 1), s->at + 4096, len, VRING_DESC_F_NEXT, (uint16_t)(head + 2));
+    drv_desc(&drv, 0, (uint16_t)(head + 2), s->at + 64, 1, VRING_DESC_F_WRITE, 0);
+    s->busy = true;
+    drv_offer(&drv, 0, head);
+}
+
+static bool idle(uint32_t block, uint32_t n)
+{
+    for (uint32_t b = block; b < block + n; b++)
+        if (told[b] != asked[b])
+            return false;
+    return true;
+}
+
+/* Starts up to n requests on blocks that nobody writes; half of them among the first 64. */
+static void guest_writes(unsigned n)
+{
+    for (unsigned i = 0; i < SLOTS && n; i++) {
+        struct slot *s = &slots[i];
+        uint32_t kind = (uint32_t)rand_r(&seed) % 10;
+
+        if (s->busy)
+            continue;
+        s->n = 1 + (uint32_t)rand_r(&seed) % SPAN;
+        s->block = (uint32_t)rand_r(&seed) % (rand_r(&seed) % 2 ? 64 : reach);
+        if (!idle(s->block, s->n))
+            continue;
+        n--;
+        for (uint32_t b = s->block; b < s->block + s->n; b++) {
+            asked[b] = ((asked[b] & ~ZERO) + 1) | (kind < 2 ? ZERO : 0);
+            pattern((uint64_t *)drv_at(&drv, s->at + 4096 + (b - s->block) * BLOCK), b, asked[b]);
+        }
+        if (kind < 2) {
+            uint8_t *d = drv_at(&drv, s->at + 4096);
+
+            rp_st64(d, s->block * (BLOCK / 512));
+            rp_st32(d + 8, s->n * (BLOCK / 512));
+            rp_st32(d + 12, 0);
+            post(s, kind ? VIRTIO_BLK_T_WRITE_ZEROES : VIRTIO_BLK_T_DISCARD, 0, 16);
+        } else {
+            post(s, VIRTIO_BLK_T_OUT, s->block * (BLOCK / 512), s->n * BLOCK);
+        }
+    }
+    drv_kick(&drv, 0);
+}
+
+static bool guest_rests(int ms)
+{
+    uint64_t end = rp_clock_ns() + (uint64_t)ms * 1000000;
+
+    for (;;) {
+        bool busy = false;
+
+        reap();
+        for (unsigned i = 0; i < SLOTS; i++)
+            busy |= slots[i].busy;
+        if (!busy)
+            return true;
+        if (rp_clock_ns() > end)
+            return false;
+        usleep(200);
+    }
+}
+
+/* --- the standby --- */
+
+static int apply(void *ctx, const struct rp_disk_entry *e, struct rp_error *err)
+{
+    (void)ctx, (void)err;
+    cr_assert_eq(e->disk, 0);
+    if (e->kind == RP_DISK_KIND_SYNC) {
+        syncs++;
+        last_sync = rp_disk_sync_of(e);
+        sync_base = last_sync.epoch;
+        cr_assert_eq(e->offset, copy_bytes);
+        if (sync_base == 0)
+            memset(copy, 0xa5, copy_bytes);     /* whatever was there must be covered */
+        return 0;
+    }
+    cr_assert_leq(e->offset + e->len, copy_bytes);
+    entries++;
+    if (e->kind == RP_DISK_KIND_WRITE) {
+        memcpy(copy + e->offset, e->data, e->len);
+        data_bytes += e->len;
+    } else {
+        memset(copy + e->offset, 0, e->len);
+    }
+    return 0;
+}
+
+static void apply_all(struct rp_buf *b)
+{
+    struct rp_reader in = rp_reader_of(b->data, b->len);
+    struct rp_error err = {0};
+
+    cr_assert_not(b->failed);
+    while (in.left) {
+        struct rp_record r = {.type = RP_REC_DISK, .len = rp_get_u32(&in)};
+
+        r.payload = rp_get(&in, r.len);
+        cr_assert_leq(r.len, RP_RECORD_MAX);
+        cr_assert_eq(rp_disk_walk(&r, apply, NULL, &err), 0, "%s", err.text);
+    }
+    rp_buf_fini(b);
+}
+
+/* --- the engine --- */
+
+static void start_run(const struct rp_disk_base *have)
+{
+    struct rp_disk_run run = {.term = 3};
+    struct rp_error err = {0};
+    uint8_t id[16] = {7};
+
+    if (have)
+        run.have = *have;
+    cr_assert_eq(rp_disks_start(disks, &run, id, "pump", &err), 0, "%s", err.text);
+}
+
+static int pull(size_t max)
+{
+    struct rp_buf out = {0};
+    struct rp_error err = {0};
+    int more = rp_disks_pull(disks, &out, max, &err);
+
+    cr_assert_geq(more, 0, "%s", err.text);
+    apply_all(&out);
+    return more;
+}
+
+static void check_agreement(uint64_t epoch)
+{
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        const uint8_t *p = copy + (uint64_t)b * BLOCK;
+
+        cr_assert(is(p, b, told[b]) || (told[b] != asked[b] && is(p, b, asked[b])),
+                  "epoch %lu, block %u: the guest was told %x, asked %x; the copy has 0x%lx", epoch, b, told[b], asked[b], rp_ld64(p));
+    }
+}
+
+/* A cut: the copy gets the epoch. `state`: the device's, may be NULL. */
+static void cut(uint64_t epoch, struct rp_sections *state)
+{
+    struct rp_buf out = {0};
+    struct rp_error err = {0};
+
+    pthread_mutex_lock(&board.lock);
+    blk.ops->stop(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+    if (rand_r(&seed) % 2)
+        usleep(300);        /* completions while it stands */
+    pthread_mutex_lock(&board.lock);
+    if (state)
+        cr_assert_eq(blk.ops->save(blk.dev, state, SLOT, &err), 0);
+    cr_assert_eq(rp_disks_cut(disks, epoch, &out, &err), 0, "%s", err.text);
+    reap();
+    apply_all(&out);
+    if (!state)
+        blk.ops->start(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+}
+
+static void expect_equal_file(void)
+{
+    uint8_t *have = malloc(copy_bytes);
+    int fd = open(image, O_RDONLY);
+
+    cr_assert_eq(rp_read_all(fd, have, copy_bytes, 0), 0);
+    for (uint64_t at = 0; at < copy_bytes; at += BLOCK)
+        cr_assert_eq(memcmp(have + at, copy + at, BLOCK), 0, "the copy differs in block %lu: disk 0x%lx, copy 0x%lx", at / BLOCK,
+                     rp_ld64(have + at), rp_ld64(copy + at));
+    close(fd);
+    free(have);
+}
+
+/* --- setting up --- */
+
+static int create(const char *path, bool take, struct rp_error *err)
+{
+    struct rp_disk_config cfg = {.path = path, .fd = -1, .queues = 1, .take = take};
+
+    return rp_virtio_blk_create(&board.env, SLOT, &cfg, &blk, err);
+}
+
+static void make(uint64_t bytes)
+{
+    struct rp_error err = {0};
+    int fd;
+
+    snprintf(dir, sizeof(dir), "/tmp/reprise-disks-XXXXXX");
+    cr_assert(mkdtemp(dir));
+    snprintf(image, sizeof(image), "%s/disk", dir);
+    snprintf(mark, sizeof(mark), "%s.reprise", image);
+    fd = open(image, O_CREAT | O_RDWR, 0600);
+    cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
+    close(fd);
+    copy_bytes = bytes;
+    copy = malloc(bytes);
+    seed = (unsigned)getpid();
+    printf("seed %u\n", seed);
+    output_fd = eventfd(0, EFD_NONBLOCK);
+    board_make(&board, 16u << 20);
+    cr_assert_eq(rp_disks_create(board.loop, &board.lock, output_fd, &disks, &err), 0, "%s", err.text);
+    board.env.disks = disks;
+    cr_assert_eq(create(image, false, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_loop_start(board.loop, &err), 0);
+    pthread_mutex_lock(&board.lock);
+    drv_up(&drv, &board, SLOT, 1ull << VIRTIO_RING_F_EVENT_IDX);
+    blk.ops->start(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+    for (unsigned i = 0; i < SLOTS; i++)
+        slots[i].at = drv_alloc(&drv, 4096 + SPAN * BLOCK);
+}
+
+static void setup(void) { make(DISK_BYTES); }
+
+static void teardown(void)
+{
+    char command[128];
+
+    pthread_mutex_lock(&board.lock);
+    blk.ops->destroy(blk.dev);
+    rp_disks_destroy(disks);
+    pthread_mutex_unlock(&board.lock);
+    board_free(&board);
+    close(output_fd);
+    free(copy);
+    snprintf(command, sizeof(command), "rm -rf %s", dir);
+    cr_assert_eq(system(command), 0);
+}
+TestSuite(disks, .init = setup, .fini = teardown, .timeout = 120);
+
+/* --- the tests --- */
+
+static void write_for(unsigned rounds)
+{
+    for (unsigned i = 0; i < rounds; i++) {
+        guest_writes(12);
+        usleep((useconds_t)rand_r(&seed) % 300);
+        reap();
+    }
+}
+
+Test(disks, the_initial_copy_is_made_while_the_guest_writes)
+{
+    write_for(60);
+    start_run(NULL);
+    while (pull(64 << 10))
+        write_for(1);
+    cr_assert_eq(syncs, 1);
+    cr_assert_eq(sync_base, 0);
+    cut(1, NULL);
+    check_agreement(1);
+    cr_assert(guest_rests(WAIT_MS));
+    cut(2, NULL);
+    check_agreement(2);
+    expect_equal_file();
+    rp_disks_stop(disks);
+}
+
+/* DISK-1: hundreds of cuts at random moments, with requests in every stage. */
+Test(disks, DISK1_at_every_cut_disk_and_guest_agree)
+{
+    start_run(NULL);
+    while (pull(1 << 20))
+        ;
+    cut(1, NULL);
+    for (uint64_t epoch = 2; epoch < 400; epoch++) {
+        write_for(1 + (unsigned)rand_r(&seed) % 4);
+        if (rand_r(&seed) % 8 == 0)
+            pull(0);
+        cut(epoch, NULL);
+        check_agreement(epoch);
+        rp_disks_release(disks, epoch - (uint64_t)rand_r(&seed) % 3);
+    }
+    cr_assert(guest_rests(WAIT_MS));
+    cut(400, NULL);
+    expect_equal_file();
+    rp_disks_stop(disks);
+}
+
+/* Requests in flight at the last cut are issued again by whoever enters the epoch, on the copy. */
+Test(disks, a_takeover_at_any_cut_loses_and_doubles_nothing)
+{
+    struct rp_sections state = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    char other[112];
+    size_t pos = 0;
+    int fd;
+
+    start_run(NULL);
+    while (pull(1 << 20))
+        ;
+    cut(1, NULL);
+    write_for(20);
+    guest_writes(SLOTS);
+    cut(2, &state);
+    check_agreement(2);
+    /* the primary is gone; its file may have more than the copy */
+    pthread_mutex_lock(&board.lock);
+    blk.ops->destroy(blk.dev);
+    snprintf(other, sizeof(other), "%s/other", dir);
+    fd = open(other, O_CREAT | O_RDWR, 0600);
+    cr_assert_eq(rp_durable_host.write(NULL, fd, copy, copy_bytes, 0), 0);
+    close(fd);
+    cr_assert_eq(create(other, false, &err), 0, "%s", err.text);
+    cr_assert(rp_sections_next(&state, &pos, &one));
+    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    blk.ops->start(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+    cr_assert(guest_rests(WAIT_MS), "a request is lost");
+    fd = open(other, O_RDONLY);
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        uint8_t p[BLOCK];
+
+        cr_assert_eq(rp_read_all(fd, p, BLOCK, (uint64_t)b * BLOCK), 0);
+        cr_assert(is(p, b, asked[b]), "block %u", b);
+    }
+    close(fd);
+    rp_sections_fini(&state);
+}
+
+/* DISK-2: many writes to the same few sectors at once: whatever the disk ends with, the copy does. */
+Test(disks, DISK2_overlapping_writes_end_the_same_on_both_sides)
+{
+    start_run(NULL);
+    while (pull(1 << 20))
+        ;
+    cut(1, NULL);
+    for (unsigned round = 0; round < 200; round++) {
+        for (unsigned i = 0; i < SLOTS; i++) {
+            uint32_t sectors = 1 + (uint32_t)rand_r(&seed) % 8;
+
+            memset(drv_at(&drv, slots[i].at + 4096), rand_r(&seed), sectors * 512);
+            slots[i].n = 0;
+            post(&slots[i], VIRTIO_BLK_T_OUT, (uint64_t)rand_r(&seed) % 16, sectors * 512);
+        }
+        drv_kick(&drv, 0);
+        cr_assert(guest_rests(WAIT_MS));
+        cut(2 + round, NULL);
+        rp_disks_release(disks, 2 + round);
+        expect_equal_file();
+    }
+    rp_disks_stop(disks);
+}
+
+/* Nobody commits: what is kept stays within the bound, requests wait, and go on when the commit comes. */
+static void fill_up(uint64_t *epoch)
+{
+    struct rp_disk_progress p;
+    uint64_t total = 0;
+
+    while (total < 4 * RP_DISKS_BOUND_BYTES) {
+        guest_writes(SLOTS);
+        uint64_t before = data_bytes;
+        if (!guest_rests(400))
+            break;
+        cut((*epoch)++, NULL);
+        total += data_bytes - before;
+    }
+    rp_disks_progress(disks, &p);
+    cr_assert_leq(total, RP_DISKS_BOUND_BYTES + SLOTS * SPAN * BLOCK, "%lu bytes were kept", total);
+    cr_assert_geq(total, RP_DISKS_BOUND_BYTES / 2);
+    cr_assert_not(guest_rests(50), "the guest should wait");
+    cut((*epoch)++, NULL);
+    check_agreement(*epoch - 1);
+}
+
+Test(disks, DISK3_uncommitted_writes_are_bounded)
+{
+    uint64_t epoch = 2;
+    eventfd_t n;
+
+    start_run(NULL);
+    while (pull(1 << 20))
+        ;
+    cut(1, NULL);
+    (void)eventfd_read(output_fd, &n);
+    fill_up(&epoch);
+    cr_assert_eq(eventfd_read(output_fd, &n), 0, "a reason to cut was not told");
+    rp_disks_release(disks, epoch - 1);
+    cr_assert(guest_rests(WAIT_MS), "still waiting after the commit");
+    cut(epoch, NULL);
+    expect_equal_file();
+    epoch++;
+    rp_disks_release(disks, epoch - 1);
+    fill_up(&epoch);
+    rp_disks_stop(disks);
+    cr_assert(guest_rests(WAIT_MS), "still waiting without a standby (INV-5)");
+}
+
+/* DISK-4: a standby that is lost and comes back gets what it lacks, not more than the blocks that changed. */
+Test(disks, DISK4_a_returning_copy_gets_what_it_lacks)
+{
+    static uint8_t held[DISK_BYTES];
+    struct rp_disk_base have = {.epoch = 0};
+    uint64_t epoch = 1;
+    unsigned differences = 0;
+
+    reach = BLOCKS / 8;
+    for (unsigned run = 0; run < 16; run++) {
+        uint64_t before = data_bytes, holds = 0;
+        unsigned epochs = 1 + (unsigned)rand_r(&seed) % 6, commits = (unsigned)rand_r(&seed) % (epochs + 1);
+
+        start_run(&have);
+        while (pull(256 << 10))
+            write_for(rand_r(&seed) % 3 == 0);
+        if (have.epoch) {
+            differences++;
+            cr_assert(sync_base && sync_base <= have.epoch, "the copy of epoch %lu was not believed", have.epoch);
+            cr_assert_lt(data_bytes - before, DISK_BYTES / 2, "most of it came again");
+        } else {
+            cr_assert_eq(sync_base, 0);
+        }
+        for (unsigned i = 0; i < epochs; i++, epoch++) {
+            write_for(2);
+            cut(epoch, NULL);
+            check_agreement(epoch);
+            if (i < commits)
+                rp_disks_release(disks, epoch);
+            if (commits && (i < commits || (i == commits && run % 2))) {    /* run % 2: the acknowledgement was lost */
+                holds = epoch;
+                memcpy(held, copy, copy_bytes);
+            }
+        }
+        write_for(2);
+        rp_disks_stop(disks);
+        write_for(3);
+        memcpy(copy, held, copy_bytes);
+        have = last_sync;
+        have.epoch = holds;
+        if (!holds)
+            memset(&have, 0, sizeof(have));
+    }
+    cr_assert_gt(differences, 3);
+    have.sync_id[0] ^= 1;       /* a copy of another life */
+    start_run(&have);
+    while (pull(1 << 20))
+        ;
+    cr_assert_eq(sync_base, 0);
+    cr_assert(guest_rests(WAIT_MS));
+    cut(epoch, NULL);
+    expect_equal_file();
+    rp_disks_stop(disks);
+}
+
+static void setup_sparse(void) { make(4ull << 30); }
+
+/* Holes are not read, and travel as a few entries. */
+Test(sparse, holes_cost_nothing, .init = setup_sparse, .fini = teardown, .timeout = 60)
+{
+    int fd = open(image, O_WRONLY);
+
+    cr_assert_eq(pwrite(fd, "here", 4, 1ll << 31), 4);
+    close(fd);
+    free(copy);
+    copy = NULL;        /* not kept: only counted */
+    start_run(NULL);
+    struct rp_buf out = {0};
+    struct rp_error err = {0};
+    while (rp_disks_pull(disks, &out, 1 << 20, &err) > 0)
+        ;
+    cr_assert_lt(out.len, 1u << 20, "%zu bytes for an empty disk", out.len);
+    rp_buf_fini(&out);
+    rp_disks_stop(disks);
+}
+
+/* R5: a disk that was protected is not used again by accident. */
+Test(disks, R5_a_protected_disk_is_marked)
+{
+    struct rp_error err = {0};
+    struct rp_disk_mark m;
+
+    start_run(NULL);
+    cr_assert_eq(rp_disk_mark_read(mark, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(m.state, RP_DISK_ACTIVE);
+    cr_assert_eq(m.term, 3);
+    rp_disks_stop(disks);
+    pthread_mutex_lock(&board.lock);
+    blk.ops->destroy(blk.dev);
+    cr_assert_eq(create(image, false, &err), -ESTALE);
+    cr_assert(strstr(err.text, "may have gone on at its standby"), "%s", err.text);
+    cr_assert_eq(create(image, true, &err), 0, "%s", err.text);
+    pthread_mutex_unlock(&board.lock);
+    start_run(NULL);
+    rp_disks_stop(disks);
+    rp_disks_ended(disks);
+    cr_assert_eq(access(mark, F_OK), -1);
+}
+
+/* A copy of a disk that cannot be marked is not begun. */
+Test(disks, without_a_mark_no_protection)
+{
+    struct rp_disk_run run = {.term = 3};
+    struct rp_error err = {0};
+    uint8_t id[16] = {7};
+
+    setenv("RP_FAULT", "disk-mark:1", 1);
+    rp_fault_reload();
+    cr_assert_eq(rp_disks_start(disks, &run, id, "pump", &err), -EIO);
+    cr_assert(strstr(err.text, "private disk 0 cannot be protected"), "%s", err.text);
+    unsetenv("RP_FAULT");
+    rp_fault_reload();
+}

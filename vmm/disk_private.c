@@ -1,0 +1,221 @@
+/*
+ * The guard of a private disk: requests go through, writes that overlap one after the other (DISK-2), and each write is
+ * handed to rp_disks_keep when the host has done it, before the guest hears of it (DISK-1).
+ *
+ *   submit ─► in the list ─► issued ─► done at the host ─► kept ─► told to the guest
+ *                └─ waits: for an overlapping one before it, for a piece of the copy being read, for the bound (DISK-3)
+ *
+ * Reads and flushes pass. A discard is done as zeroing that may give space back, so that the copy can be the same.
+ */
+#include "vmm/disks_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct rp_guard *guard_of(struct rp_disk *d)
+{
+    return (struct rp_guard *)(void *)d;
+}
+
+static bool overlap(uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
+{
+    return a < b_end && b < a_end;
+}
+
+static uint64_t end_of(const struct rp_disk_req *r)
+{
+    return r->offset_bytes + r->len_bytes;
+}
+
+bool rp_guard_busy(const struct rp_guard *g, uint64_t from, uint64_t to)
+{
+    for (const struct rp_guard_op *op = g->first; op; op = op->next)
+        if (op->issued && overlap(op->lower.offset_bytes, end_of(&op->lower), from, to))
+            return true;
+    return false;
+}
+
+/* Must it wait for another one, or for the piece being copied? */
+static bool obstructed(const struct rp_guard_op *op)
+{
+    const struct rp_guard *g = op->guard;
+    const struct rp_disks *d = g->all;
+    uint64_t from = op->lower.offset_bytes, to = end_of(&op->lower);
+
+    if (d->piece == g && overlap(from, to, d->piece_from, d->piece_to))
+        return true;
+    for (const struct rp_guard_op *o = g->first; o != op; o = o->next)
+        if (overlap(from, to, o->lower.offset_bytes, end_of(&o->lower)))
+            return true;
+    return false;
+}
+
+static void issue(struct rp_guard_op *op)
+{
+    struct rp_disks *d = op->guard->all;
+
+    op->issued = true;
+    if (d->keeping && op->lower.op == RP_DISK_WRITE) {
+        op->reserved_bytes = op->lower.len_bytes;
+        d->reserved_bytes += op->reserved_bytes;
+    }
+    rp_disk_submit(op->guard->lower, &op->lower);
+}
+
+void rp_guard_retry(struct rp_guard *g)
+{
+    bool full = false;
+
+    for (struct rp_guard_op *op = g->first; op && g->waiting; op = op->next) {
+        if (op->issued)
+            continue;
+        full = full || (op->lower.op == RP_DISK_WRITE && !rp_disks_room(g->all, op->lower.len_bytes));
+        if ((full && op->lower.op == RP_DISK_WRITE) || obstructed(op))
+            continue;
+        g->waiting--;
+        issue(op);
+    }
+}
+
+static void on_done(struct rp_disk_req *r, int rc)
+{
+    struct rp_guard_op *op = (struct rp_guard_op *)(void *)r;
+    struct rp_guard *g = op->guard;
+    struct rp_disk_req *guest = op->guest;
+
+    *(op->prev ? &op->prev->next : &g->first) = op->next;
+    *(op->next ? &op->next->prev : &g->last) = op->prev;
+    g->all->reserved_bytes -= op->reserved_bytes;
+    /* A write that failed may have been done in part; the copy then has all of it, which the guest cannot hold against us. */
+    rp_disks_keep(g, r);
+    free(op);
+    guest->done(guest, rc);
+    if (g->waiting)
+        rp_guard_retry(g);
+    if (g->all->piece == g)
+        pthread_cond_broadcast(&g->all->quiet);
+}
+
+static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
+{
+    struct rp_guard *g = guard_of(disk);
+    struct rp_guard_op *op;
+
+    disk->in_flight--;      /* counted where it is */
+    if (r->op == RP_DISK_READ || r->op == RP_DISK_FLUSH) {
+        rp_disk_submit(g->lower, r);
+        return;
+    }
+    op = calloc(1, sizeof(*op));
+    if (!op) {              /* told at the next kick, like a failure of the host */
+        r->next = disk->failed;
+        disk->failed = r;
+        return;
+    }
+    op->lower = *r;
+    op->lower.done = on_done;
+    if (r->op == RP_DISK_DISCARD) {
+        op->lower.op = RP_DISK_ZERO;
+        op->lower.unmap = true;
+    }
+    op->guest = r;
+    op->guard = g;
+    op->prev = g->last;
+    *(g->last ? &g->last->next : &g->first) = op;
+    g->last = op;
+    if ((r->op == RP_DISK_WRITE && !rp_disks_room(g->all, r->len_bytes)) || obstructed(op))
+        g->waiting++;
+    else
+        issue(op);
+}
+
+static void fail_those(struct rp_disk *disk)
+{
+    bool any = disk->failed != NULL;
+
+    while (disk->failed) {
+        struct rp_disk_req *r = disk->failed;
+
+        disk->failed = r->next;
+        r->done(r, -ENOMEM);
+    }
+    if (any && disk->batch_end)
+        disk->batch_end(disk->ctx);
+}
+
+static void guard_kick(struct rp_disk *disk)
+{
+    rp_disk_kick(guard_of(disk)->lower);
+    fail_those(disk);
+}
+
+static void on_batch_end(void *ctx)
+{
+    struct rp_guard *g = ctx;
+
+    if (g->d.batch_end)
+        g->d.batch_end(g->d.ctx);
+}
+
+/* Everything at the host is done; what still waits was never begun: the epoch says that it is in flight. */
+static void guard_drain(struct rp_disk *disk)
+{
+    struct rp_guard *g = guard_of(disk);
+    struct rp_guard_op *next;
+
+    fail_those(disk);
+    do
+        rp_disk_drain(g->lower);
+    while (rp_guard_busy(g, 0, UINT64_MAX));
+    for (struct rp_guard_op *op = g->first; op; op = next) {
+        next = op->next;
+        op->guest->done(op->guest, -ECANCELED);
+        free(op);
+    }
+    g->first = g->last = NULL;
+    g->waiting = 0;
+}
+
+static int guard_lock(struct rp_disk *disk, bool on, struct rp_error *err)
+{
+    return rp_disk_lock(guard_of(disk)->lower, on, err);
+}
+
+static void guard_destroy(struct rp_disk *disk)
+{
+    struct rp_guard *g = guard_of(disk);
+
+    for (struct rp_guard **at = &g->all->guards; *at; at = &(*at)->next)
+        if (*at == g) {
+            *at = g->next;
+            break;
+        }
+    rp_disk_close(g->lower);
+    free(g->lacks);
+    free(g);
+}
+
+static const struct rp_disk_ops guard_ops = {.name = "private", .submit = guard_submit, .kick = guard_kick, .drain = guard_drain,
+                                             .lock = guard_lock, .destroy = guard_destroy};
+
+int rp_guard_create(struct rp_disks *d, const struct rp_disk_config *cfg, struct rp_disk *lower, struct rp_guard **out, struct rp_error *err)
+{
+    struct rp_guard *g = calloc(1, sizeof(*g));
+
+    if (!g)
+        return rp_error_set(err, ENOMEM, "disk: no memory");
+    g->d = (struct rp_disk){.ops = &guard_ops, .size_bytes = lower->size_bytes, .readonly = lower->readonly,
+                            .can_discard = lower->can_discard, .can_zero = lower->can_zero};
+    g->lower = lower;
+    g->all = d;
+    g->blocks = (lower->size_bytes + RP_DISKS_BLOCK_BYTES - 1) / RP_DISKS_BLOCK_BYTES;
+    if (cfg->path)
+        snprintf(g->path, sizeof(g->path), "%s", cfg->path);
+    if (cfg->state)
+        snprintf(g->state, sizeof(g->state), "%s", cfg->state);
+    lower->batch_end = on_batch_end;
+    lower->ctx = g;
+    *out = g;
+    return 0;
+}

@@ -1,0 +1,530 @@
+/* A machine's disks as the engine sees them: what was written, what copies lack, what is committed. See disks.h. */
+#include "vmm/disks_internal.h"
+
+#include "core/clock.h"
+#include "core/digest.h"
+#include "core/log.h"
+#include "vmm/loop.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define ENTRY_MAX (1u << 20)            /* bytes of a DISK entry's data: a record has room for four */
+#define HOLE_MAX (1ull << 30)           /* of one entry */
+#define PRESS_BYTES (RP_DISKS_BOUND_BYTES / 4)
+
+/* --- a queue of values --- */
+
+static void *fifo_push(struct rp_fifo *f)
+{
+    if (f->head && f->head + f->n == f->cap) {
+        memmove(f->items, f->items + f->head * f->size, f->n * f->size);
+        f->head = 0;
+    }
+    if (f->n == f->cap) {
+        size_t cap = f->cap ? f->cap * 2 : 64;
+        void *p = realloc(f->items, cap * f->size);
+
+        if (!p)
+            return NULL;
+        f->items = p;
+        f->cap = cap;
+    }
+    return f->items + (f->head + f->n++) * f->size;
+}
+
+static void *fifo_first(const struct rp_fifo *f)
+{
+    return f->n ? f->items + f->head * f->size : NULL;
+}
+
+static void fifo_pop(struct rp_fifo *f)
+{
+    f->head++;
+    if (--f->n == 0)
+        f->head = 0;
+}
+
+/* --- what the copies lack --- */
+
+static void set_lacking(struct rp_guard *g, uint64_t first, uint64_t last, bool lacking)
+{
+    for (uint64_t b = first; b <= last && b < g->blocks; b++) {
+        uint64_t bit = 1ull << b % 64, *word = &g->lacks[b / 64];
+
+        if (lacking == !!(*word & bit))
+            continue;
+        *word ^= bit;
+        g->lacking += lacking ? 1 : UINT64_MAX;
+    }
+}
+
+static bool lacks(const struct rp_guard *g, uint64_t block)
+{
+    return block < g->blocks && g->lacks[block / 64] >> block % 64 & 1;
+}
+
+/* The first lacking block at or after `from`, going round; there is one. */
+static uint64_t next_lacking(const struct rp_guard *g, uint64_t from)
+{
+    uint64_t b = from < g->blocks ? from : 0;
+
+    while (!lacks(g, b)) {
+        if (b % 64 == 0 && g->lacks[b / 64] == 0)
+            b += 64;
+        else
+            b++;
+        if (b >= g->blocks)
+            b = 0;
+    }
+    return b;
+}
+
+/* --- keeping writes --- */
+
+static uint64_t used(const struct rp_disks *d)
+{
+    return d->log.len + d->uncommitted_bytes + d->reserved_bytes;
+}
+
+bool rp_disks_room(struct rp_disks *d, uint64_t bytes)
+{
+    return !d->keeping || used(d) == 0 || used(d) + bytes <= RP_DISKS_BOUND_BYTES;
+}
+
+static bool pressed(const struct rp_disks *d)
+{
+    return d->keeping && d->steady && d->log.len && (d->log.len >= PRESS_BYTES || used(d) >= RP_DISKS_BOUND_BYTES / 2);
+}
+
+static void put_entry(struct rp_disks *d, unsigned number, uint32_t kind, uint64_t offset, uint64_t len, const uint8_t *data)
+{
+    uint64_t step = kind == RP_DISK_KIND_WRITE ? ENTRY_MAX : HOLE_MAX;
+
+    for (uint64_t done = 0; done < len; done += step)
+        rp_disk_put(&d->log, &(struct rp_disk_entry){.disk = number, .kind = kind, .offset = offset + done, .data = data ? data + done : NULL,
+                                                     .len = (uint32_t)(len - done < step ? len - done : step)});
+}
+
+void rp_disks_keep(struct rp_guard *g, const struct rp_disk_req *r)
+{
+    struct rp_disks *d = g->all;
+    uint64_t first = r->offset_bytes / RP_DISKS_BLOCK_BYTES, last = (r->offset_bytes + r->len_bytes - 1) / RP_DISKS_BLOCK_BYTES;
+
+    if (!d->keeping) {
+        if (g->lacks)
+            set_lacking(g, first, last, true);
+        return;
+    }
+    put_entry(d, g->number, r->op == RP_DISK_WRITE ? RP_DISK_KIND_WRITE : r->unmap ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_ZERO, r->offset_bytes,
+              r->len_bytes, r->op == RP_DISK_WRITE ? r->buf : NULL);
+    if (d->steady) {        /* before that the copy as a whole is uncommitted */
+        struct rp_epoch_blocks *b = fifo_push(&d->ranges);
+
+        if (b)
+            *b = (struct rp_epoch_blocks){.epoch = d->epoch, .first = first, .last = last, .guard = g};
+        else
+            d->log.failed = true;
+    }
+    if (pressed(d) && !d->told && d->output_fd >= 0) {
+        d->told = true;
+        (void)eventfd_write(d->output_fd, 1);
+    }
+}
+
+static void retry_all(struct rp_disks *d)
+{
+    for (struct rp_guard *g = d->guards; g; g = g->next)
+        if (g->waiting) {
+            rp_guard_retry(g);
+            rp_disk_kick(g->lower);
+        }
+}
+
+/* DISK-4: what has been committed need not be remembered. */
+static void take_released(struct rp_disks *d)
+{
+    uint64_t released = atomic_load(&d->released);
+    const struct rp_epoch_blocks *b;
+    const struct rp_epoch_bytes *c;
+
+    while ((c = fifo_first(&d->cuts)) && c->epoch <= released) {
+        d->uncommitted_bytes -= c->bytes;
+        d->committed_epoch = c->epoch;
+        fifo_pop(&d->cuts);
+    }
+    while ((b = fifo_first(&d->ranges)) && b->epoch <= released)
+        fifo_pop(&d->ranges);
+    retry_all(d);
+}
+
+static void on_wake(void *ctx, uint32_t events)
+{
+    struct rp_disks *d = ctx;
+    eventfd_t n;
+
+    (void)events;
+    (void)eventfd_read(d->wake_fd, &n);
+    take_released(d);
+}
+
+void rp_disks_release(struct rp_disks *d, uint64_t epoch)
+{
+    uint64_t had = atomic_load(&d->released);
+
+    if (epoch == UINT64_MAX)
+        return;             /* outputs leave without a commit: nothing became safe by that */
+    while (had < epoch && !atomic_compare_exchange_weak(&d->released, &had, epoch))
+        ;
+    if (had < epoch && d->ndisks)
+        (void)eventfd_write(d->wake_fd, 1);
+}
+
+/* What is kept belongs to the caller now, behind what `out` holds; it is uncommitted. */
+static int take_log(struct rp_disks *d, struct rp_buf *out, struct rp_error *err)
+{
+    struct rp_epoch_bytes *c = d->steady && d->log.len ? fifo_push(&d->cuts) : NULL;
+
+    if (d->log.failed || (d->steady && d->log.len && !c))
+        return rp_error_set(err, ENOMEM, "no memory to keep the disks' writes");
+    if (c) {
+        *c = (struct rp_epoch_bytes){.epoch = d->epoch, .bytes = d->log.len};
+        d->uncommitted_bytes += d->log.len;
+    }
+    if (out->len == 0) {
+        struct rp_buf empty = *out;
+
+        *out = d->log;
+        d->log = empty;
+    } else {
+        rp_buf_put(out, d->log.data, d->log.len);
+    }
+    rp_buf_fini(&d->log);
+    d->told = false;
+    return out->failed ? rp_error_set(err, ENOMEM, "no memory for the disks' writes") : 0;
+}
+
+int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct rp_error *err)
+{
+    int rc = 0;
+
+    if (!d->keeping || !out)
+        return 0;
+    take_released(d);
+    d->epoch = epoch;       /* the first one is not known before */
+    rc = take_log(d, out, err);
+    if (!d->steady) {
+        d->steady = true;
+        d->first_epoch = d->committed_epoch = epoch;
+    }
+    d->epoch = epoch + 1;
+    d->newest_cut = epoch;
+    return rc;
+}
+
+/* --- the copy --- */
+
+static void put_piece(struct rp_guard *g, struct rp_buf *out, uint64_t offset, const uint8_t *data, uint64_t len)
+{
+    for (uint64_t at = 0, n; at < len; at += n) {
+        bool zero = true, first = true;
+
+        /* a run of blocks that are all zero, or all not */
+        for (n = 0; at + n < len; n += RP_DISKS_BLOCK_BYTES) {
+            uint64_t left = len - at - n, block = left < RP_DISKS_BLOCK_BYTES ? left : RP_DISKS_BLOCK_BYTES;
+            const uint8_t *p = data + at + n;
+            bool z = p[0] == 0 && memcmp(p, p + 1, block - 1) == 0;
+
+            if (!first && z != zero)
+                break;
+            zero = z;
+            first = false;
+        }
+        if (n > len - at)
+            n = len - at;
+        rp_disk_put(out, &(struct rp_disk_entry){.disk = g->number, .kind = zero ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_WRITE,
+                                                 .offset = offset + at, .len = (uint32_t)n, .data = zero ? NULL : data + at});
+    }
+}
+
+static uint64_t bytes_of(const struct rp_guard *g, uint64_t first, uint64_t end)
+{
+    uint64_t to = end * RP_DISKS_BLOCK_BYTES;
+
+    return (to < g->lower->size_bytes ? to : g->lower->size_bytes) - first * RP_DISKS_BLOCK_BYTES;
+}
+
+/* Lacking blocks that lie in a hole of the file need not be read. How many, from `first` on; lock held all the time. */
+static uint64_t hole_blocks(struct rp_guard *g, uint64_t first)
+{
+    uint64_t from = first * RP_DISKS_BLOCK_BYTES, len = 0, end = first;
+    bool hole = false;
+
+    if (!g->lower->ops->extent || g->lower->ops->extent(g->lower, from, &hole, &len) < 0 || !hole)
+        return 0;
+    while (lacks(g, end) && bytes_of(g, first, end + 1) <= len && (end - first) < HOLE_MAX / RP_DISKS_BLOCK_BYTES)
+        end++;
+    return rp_guard_busy(g, from, end * RP_DISKS_BLOCK_BYTES) ? 0 : end - first;
+}
+
+/* Reads [first, end) with its range locked. The machine lock is given up while it reads. */
+static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, uint64_t end, struct rp_buf *out, struct rp_error *err)
+{
+    uint64_t from = first * RP_DISKS_BLOCK_BYTES, len = bytes_of(g, first, end);
+    int rc;
+
+    d->piece = g;
+    d->piece_from = from;
+    d->piece_to = from + len;
+    while (rp_guard_busy(g, d->piece_from, d->piece_to))
+        pthread_cond_wait(&d->quiet, d->lock);
+    pthread_mutex_unlock(d->lock);
+    rc = g->lower->ops->read_now(g->lower, d->buf, len, from);
+    pthread_mutex_lock(d->lock);
+    d->piece = NULL;
+    if (rc < 0)
+        rp_error_set(err, rc, "disk %s: cannot be read at %llu to be copied: %s", g->path, (unsigned long long)from, strerror(-rc));
+    else
+        rc = take_log(d, out, err);     /* what was written before comes before */
+    if (rc == 0)
+        set_lacking(g, first, end - 1, false);
+    if (g->waiting) {
+        rp_guard_retry(g);
+        rp_disk_kick(g->lower);
+    }
+    if (rc < 0)
+        return rc;
+    pthread_mutex_unlock(d->lock);
+    put_piece(g, out, from, d->buf, len);
+    pthread_mutex_lock(d->lock);
+    return out->failed ? rp_error_set(err, ENOMEM, "no memory for a disk's copy") : 0;
+}
+
+static int copy_piece(struct rp_disks *d, struct rp_guard *g, struct rp_buf *out, struct rp_error *err)
+{
+    uint64_t first = next_lacking(g, g->scan), end = first, holes = hole_blocks(g, first);
+    int rc = 0;
+
+    if (holes) {
+        rc = take_log(d, out, err);
+        rp_disk_put(out, &(struct rp_disk_entry){.disk = g->number, .kind = RP_DISK_KIND_DISCARD, .offset = first * RP_DISKS_BLOCK_BYTES,
+                                                 .len = (uint32_t)bytes_of(g, first, first + holes)});
+        set_lacking(g, first, first + holes - 1, false);
+        g->scan = first + holes;
+        return rc;
+    }
+    while (lacks(g, end) && (end - first) < RP_DISKS_PIECE_BYTES / RP_DISKS_BLOCK_BYTES)
+        end++;
+    g->scan = end;
+    return read_piece(d, g, first, end, out, err);
+}
+
+static struct rp_guard *lacking_guard(struct rp_disks *d)
+{
+    for (struct rp_guard *g = d->guards; g; g = g->next)
+        if (g->lacks && g->lacking)
+            return g;
+    return NULL;
+}
+
+int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, struct rp_error *err)
+{
+    struct rp_guard *g;
+    int rc, more;
+
+    pthread_mutex_lock(d->lock);
+    take_released(d);
+    rc = take_log(d, out, err);
+    while (rc == 0 && out->len < max_bytes && (g = lacking_guard(d)))
+        rc = copy_piece(d, g, out, err);
+    more = lacking_guard(d) != NULL;
+    pthread_mutex_unlock(d->lock);
+    return rc < 0 ? rc : more;
+}
+
+/* --- runs --- */
+
+static int mark_active(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name, struct rp_error *err)
+{
+    for (struct rp_guard *g = d->guards; g; g = g->next) {
+        struct rp_disk_mark m = {.state = RP_DISK_ACTIVE, .disk = g->number, .term = run->term, .epoch = d->newest_cut, .wall_ns = rp_wall_ns()};
+        char path[RP_DISK_PATH_MAX];
+        int rc = rp_disk_mark_path(g->path[0] ? g->path : NULL, g->state[0] ? g->state : NULL, ".reprise", path, err);
+
+        memcpy(m.vm_id, vm_id, sizeof(m.vm_id));
+        snprintf((char *)m.vm_name, sizeof(m.vm_name), "%s", vm_name);
+        if (rc == 0)
+            rc = rp_disk_mark_write(&rp_durable_host, path, &m, err);
+        if (rc < 0)
+            return rp_error_wrap(err, "private disk %u cannot be protected", g->number);
+        g->marked = true;
+    }
+    return 0;
+}
+
+static int make_bitmaps(struct rp_disks *d, struct rp_error *err)
+{
+    if (!d->buf && !(d->buf = malloc(RP_DISKS_PIECE_BYTES)))
+        return rp_error_set(err, ENOMEM, "no memory to copy disks");
+    for (struct rp_guard *g = d->guards; g; g = g->next)
+        if (!g->lacks && !(g->lacks = calloc(g->blocks / 64 + 1, sizeof(*g->lacks))))
+            return rp_error_set(err, ENOMEM, "no memory to keep track of a disk's blocks");
+    return 0;
+}
+
+/* Lock held: what is to be copied in this run, and the SYNC entries that say so. */
+static void begin_copy(struct rp_disks *d, const struct rp_disk_base *have)
+{
+    struct rp_disk_base from = d->base;
+    bool rest = from.epoch && memcmp(have->sync_id, from.sync_id, sizeof(from.sync_id)) == 0 && have->epoch >= from.epoch &&
+                have->epoch <= d->newest_cut;
+
+    if (!rest) {
+        from.epoch = 0;
+        (void)!getrandom(from.sync_id, sizeof(from.sync_id), 0);
+    }
+    memcpy(d->base.sync_id, from.sync_id, sizeof(from.sync_id));
+    d->base.epoch = 0;          /* until this run's first epoch is committed the copies are nothing */
+    d->sync_bytes = 0;
+    for (struct rp_guard *g = d->guards; g; g = g->next) {
+        rp_disk_put_sync(&d->log, g->number, g->lower->size_bytes, &from);
+        if (!rest)
+            set_lacking(g, 0, g->blocks - 1, true);
+        g->scan = 0;
+        d->sync_bytes += g->lacking * RP_DISKS_BLOCK_BYTES;
+    }
+}
+
+int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name, struct rp_error *err)
+{
+    int rc = mark_active(d, run, vm_id, vm_name, err);
+
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(d->lock);
+    rc = make_bitmaps(d, err);
+    if (rc == 0) {
+        rp_buf_reset(&d->log);
+        d->log.failed = false;
+        begin_copy(d, &run->have);
+        d->keeping = true;
+        d->steady = d->told = false;
+        d->epoch = 0;
+    }
+    pthread_mutex_unlock(d->lock);
+    return rc;
+}
+
+void rp_disks_stop(struct rp_disks *d)
+{
+    const struct rp_epoch_blocks *b;
+
+    pthread_mutex_lock(d->lock);
+    take_released(d);
+    /* Not the newest epoch released: one without writes leaves no trace at a standby that is started anew. */
+    if (d->keeping && d->steady && atomic_load(&d->released) >= d->first_epoch && !d->log.failed)
+        d->base.epoch = d->committed_epoch;
+    while ((b = fifo_first(&d->ranges))) {      /* DISK-4 */
+        set_lacking(b->guard, b->first, b->last, true);
+        fifo_pop(&d->ranges);
+    }
+    d->cuts.n = d->cuts.head = 0;
+    d->uncommitted_bytes = 0;
+    rp_buf_fini(&d->log);
+    d->log.failed = false;
+    d->keeping = d->steady = false;
+    retry_all(d);
+    pthread_mutex_unlock(d->lock);
+}
+
+void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
+{
+    uint64_t left = 0;
+
+    pthread_mutex_lock(d->lock);
+    for (struct rp_guard *g = d->guards; g; g = g->next)
+        left += g->lacking * RP_DISKS_BLOCK_BYTES;
+    *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0, .pressed = pressed(d)};
+    pthread_mutex_unlock(d->lock);
+}
+
+void rp_disks_ended(struct rp_disks *d)
+{
+    for (struct rp_guard *g = d->guards; g; g = g->next) {
+        char path[RP_DISK_PATH_MAX];
+        struct rp_error err = {0};
+
+        if (g->marked && (rp_disk_mark_path(g->path[0] ? g->path : NULL, g->state[0] ? g->state : NULL, ".reprise", path, &err) < 0 ||
+                          rp_disk_mark_remove(path, &err) < 0))
+            rp_log(RP_LOG_WARN, "%s", err.text);
+        g->marked = false;
+    }
+}
+
+/* --- making --- */
+
+int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct rp_disk **disk, struct rp_error *err)
+{
+    struct rp_guard *g, **at = &d->guards;
+    unsigned number = d->ndisks;
+    int rc;
+
+    if ((*disk)->readonly || !(*disk)->ops->read_now) {     /* never changes; or every host sees it */
+        d->ndisks++;
+        return 0;
+    }
+    rc = rp_guard_create(d, cfg, *disk, &g, err);
+    if (rc < 0)
+        return rc;
+    g->number = number;
+    while (*at)
+        at = &(*at)->next;
+    *at = g;
+    d->ndisks++;
+    *disk = &g->d;
+    return 0;
+}
+
+int rp_disks_create(struct rp_loop *loop, pthread_mutex_t *lock, int output_fd, struct rp_disks **out, struct rp_error *err)
+{
+    struct rp_disks *d = calloc(1, sizeof(*d));
+    int rc;
+
+    if (!d)
+        return rp_error_set(err, ENOMEM, "disks: no memory");
+    d->lock = lock;
+    d->loop = loop;
+    d->output_fd = output_fd;
+    d->cuts.size = sizeof(struct rp_epoch_bytes);
+    d->ranges.size = sizeof(struct rp_epoch_blocks);
+    pthread_cond_init(&d->quiet, NULL);
+    d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    rc = d->wake_fd < 0 ? -errno : rp_loop_add(loop, d->wake_fd, EPOLLIN, on_wake, d);
+    if (rc < 0) {
+        if (d->wake_fd >= 0)
+            close(d->wake_fd);
+        free(d);
+        return rp_error_set(err, rc, "disks: no descriptor: %s", strerror(-rc));
+    }
+    *out = d;
+    return 0;
+}
+
+void rp_disks_destroy(struct rp_disks *d)
+{
+    if (!d)
+        return;
+    rp_loop_remove(d->loop, d->wake_fd);
+    close(d->wake_fd);
+    rp_buf_fini(&d->log);
+    free(d->cuts.items);
+    free(d->ranges.items);
+    free(d->buf);
+    pthread_cond_destroy(&d->quiet);
+    free(d);
+}
