@@ -193,6 +193,9 @@ static inline void drv_queue(struct drv *d, unsigned n)
     q->desc = drv_alloc(d, 16ull * q->size);
     q->avail = drv_alloc(d, 6 + 2ull * q->size);
     q->used = drv_alloc(d, 6 + 8ull * q->size);
+    memset(drv_at(d, q->desc), 0, 16ull * q->size);     /* nothing of before a reset is offered again */
+    memset(drv_at(d, q->avail), 0, 6 + 2ull * q->size);
+    memset(drv_at(d, q->used), 0, 6 + 8ull * q->size);
     mmio_set(d->b, c + VIRTIO_PCI_COMMON_Q_MSIX, 2, n + 1);
     mmio_set(d->b, c + VIRTIO_PCI_COMMON_Q_DESCLO, 4, q->desc);
     mmio_set(d->b, c + VIRTIO_PCI_COMMON_Q_DESCHI, 4, q->desc >> 32);
