@@ -43,6 +43,14 @@ uint64_t rp_hist_quantile(const struct rp_hist *h, double q)
     return max;
 }
 
+uint64_t rp_hist_octave(const struct rp_hist *h, unsigned k)
+{
+    uint64_t n = 0;
+    for (unsigned i = 0; i < RP_HIST_SUB; i++)
+        n += atomic_load_explicit(&h->buckets[(k - RP_HIST_OCTAVE_FIRST) * RP_HIST_SUB + i], memory_order_relaxed);
+    return n;
+}
+
 void rp_hist_reset(struct rp_hist *h)
 {
     atomic_store(&h->count, 0);

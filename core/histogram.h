@@ -19,6 +19,10 @@ struct rp_hist {
 void rp_hist_add(struct rp_hist *h, uint64_t value);
 /* q in [0, 1]: an upper bound of the bucket that holds the quantile; 0 when empty. */
 uint64_t rp_hist_quantile(const struct rp_hist *h, double q);
+/* Samples in [2^k, 2^(k+1)), for drawing; k from RP_HIST_OCTAVE_FIRST, which also holds what is smaller, to RP_HIST_OCTAVE_LAST. */
+#define RP_HIST_OCTAVE_FIRST 3u
+#define RP_HIST_OCTAVE_LAST (RP_HIST_BUCKETS / RP_HIST_SUB + 2u)
+uint64_t rp_hist_octave(const struct rp_hist *h, unsigned k);
 void rp_hist_reset(struct rp_hist *h);
 
 #endif

@@ -239,6 +239,12 @@ Test(histogram, quantiles_are_right_to_a_sixteenth)
     cr_assert(p50 >= 50000 && p50 <= 53200, "%lu", p50);
     cr_assert(p99 >= 99000 && p99 <= 100000, "%lu", p99);
     cr_assert_eq(rp_hist_quantile(&h, 1.0), 100000);
+    uint64_t all = 0;
+    for (unsigned k = RP_HIST_OCTAVE_FIRST; k <= RP_HIST_OCTAVE_LAST; k++)
+        all += rp_hist_octave(&h, k);
+    cr_assert_eq(all, atomic_load(&h.count));
+    cr_assert_eq(rp_hist_octave(&h, 3), 15, "1 to 15");
+    cr_assert_eq(rp_hist_octave(&h, 10), 1024, "1024 to 2047");
     rp_hist_add(&h, UINT64_MAX);
     cr_assert_eq(rp_hist_quantile(&h, 1.0), UINT64_MAX, "beyond the last bucket");
     rp_hist_reset(&h);
