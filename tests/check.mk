@@ -22,3 +22,9 @@ lab:
 
 lab-smoke: all
 	tests/lab/run smoke-hosts smoke-client smoke-rdma smoke-kvm smoke-guest faults
+
+# Bad use: one clear sentence, the right exit code, nothing left behind. (The lab's scenario bad-use has what needs KVM.)
+.PHONY: check-cli
+check: check-cli
+check-cli: all
+	python3 tests/cli/bad_use.py $(BUILD)/reprise build/guests

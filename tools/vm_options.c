@@ -325,6 +325,8 @@ const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS] = {
      .help = "A further QMP socket beside the one in the runtime directory."},
     {.name = "paused", .kind = RP_OPT_FLAG, AT(paused), .help = "Do not run the vCPUs until `reprise resume`."},
     {.name = "populate", .kind = RP_OPT_FLAG, AT(machine.ram.populate), .help = "Fault all guest memory in before the start."},
+    {.name = "overcommit", .kind = RP_OPT_FLAG, AT(machine.ram.overcommit),
+     .help = "Allow more guest memory than the host has, memory and swap together: for guests that give pages back (balloon)."},
     {.name = "hugepages", .kind = RP_OPT_FLAG, AT(machine.ram.hugetlb), .help = "Guest memory out of the host's reserved 2 MiB pages."},
     {.name = "thp", .arg = "on|off", .kind = RP_OPT_PARSE, AT(machine.ram.thp), .parse = parse_thp,
      .help = "Transparent huge pages for guest memory where the host allows them; on unless given."},

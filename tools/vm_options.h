@@ -26,7 +26,7 @@ extern const struct rp_vm_options rp_vm_options_defaults;
 
 /* Groups for a verb's table. HOST: what the VM uses of this host. GUEST: what it is (an epoch brings that itself).
  * RP_VM_ENTER_GROUP: how an epoch is entered. */
-#define RP_VM_HOST_OPTIONS 15u
+#define RP_VM_HOST_OPTIONS 16u
 #define RP_VM_GUEST_OPTIONS 8u
 #define RP_VM_ENTER_OPTIONS 1u
 extern const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS];

@@ -119,6 +119,23 @@ unsigned rp_boot_memmap(const struct rp_guest_ram *ram, struct rp_boot_range *ou
     return n;
 }
 
+int rp_boot_check(const char *kernel, const char *initrd, struct rp_error *err)
+{
+    struct rp_boot_file f;
+    uint8_t magic[4];
+    int rc = rp_boot_open(kernel, "kernel", &f, err);
+
+    if (rc < 0)
+        return rc;
+    rc = rp_boot_read(&f, 0, magic, sizeof magic, "magic", err);
+    if (rc == 0)
+        rc = memcmp(magic, "\177ELF", 4) == 0 ? rp_boot_elf_check(&f, err) : rp_boot_bzimage_check(&f, err);
+    rp_boot_close(&f);
+    if (rc == 0 && initrd && (rc = rp_boot_open(initrd, "initrd", &f, err)) == 0)
+        rp_boot_close(&f);
+    return rc;
+}
+
 int rp_boot_load(struct rp_guest_ram *ram, const struct rp_boot_config *cfg, struct rp_boot_entry *out, struct rp_error *err)
 {
     struct rp_boot_file f;

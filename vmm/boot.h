@@ -60,6 +60,12 @@ int rp_boot_elf(const struct rp_boot_file *f, const struct rp_boot_config *cfg, 
 int rp_boot_bzimage(const struct rp_boot_file *f, const struct rp_boot_config *cfg, struct rp_guest_ram *ram,
                     struct rp_boot_entry *out, struct rp_error *err) RP_MUST_CHECK;
 
+/* Whether the file is of that kind, and complete as far as its headers say. */
+int rp_boot_elf_check(const struct rp_boot_file *f, struct rp_error *err) RP_MUST_CHECK;
+int rp_boot_bzimage_check(const struct rp_boot_file *f, struct rp_error *err) RP_MUST_CHECK;
+
+/* Looks whether kernel and initrd are there and the kernel is one, before anything is made. Errors as of rp_boot_load. */
+int rp_boot_check(const char *kernel, const char *initrd, struct rp_error *err) RP_MUST_CHECK;
 /* Loads cfg->kernel by whichever protocol it speaks. Errors: RP_EXIT_USAGE for a file that cannot be opened or is no kernel. */
 int rp_boot_load(struct rp_guest_ram *ram, const struct rp_boot_config *cfg, struct rp_boot_entry *out,
                  struct rp_error *err) RP_MUST_CHECK;

@@ -134,6 +134,13 @@ static int put_zero_page(struct rp_guest_ram *ram, const struct bz *z, const str
     return rp_ram_write(ram, rp_gpa(RP_BOOT_ZERO_PAGE), zp, sizeof zp);
 }
 
+int rp_boot_bzimage_check(const struct rp_boot_file *f, struct rp_error *err)
+{
+    struct bz z = {0};
+
+    return read_header(f, &z, err);
+}
+
 int rp_boot_bzimage(const struct rp_boot_file *f, const struct rp_boot_config *cfg, struct rp_guest_ram *ram,
                     struct rp_boot_entry *out, struct rp_error *err)
 {

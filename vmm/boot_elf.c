@@ -167,6 +167,15 @@ static int put_start_info(struct rp_guest_ram *ram, const struct rp_boot_config 
     return rc < 0 ? rp_error_set(err, rc, "kernel: writing the start info") : 0;
 }
 
+int rp_boot_elf_check(const struct rp_boot_file *f, struct rp_error *err)
+{
+    struct elf e = {.f = f};
+    uint32_t entry = 0;
+    int rc = read_headers(&e, err);
+
+    return rc == 0 ? find_entry(&e, &entry, err) : rc;
+}
+
 int rp_boot_elf(const struct rp_boot_file *f, const struct rp_boot_config *cfg, struct rp_guest_ram *ram,
                 struct rp_boot_entry *out, struct rp_error *err)
 {

@@ -59,9 +59,9 @@ static int check_config(const struct rp_ram_config *cfg, struct rp_error *err)
                              " bytes, at most 1 TiB", cfg->size_bytes, unit);
     if (cfg->hugetlb || sysinfo(&si) != 0)
         return 0;
-    if (cfg->size_bytes > ((uint64_t)si.totalram + si.totalswap) * si.mem_unit)
+    if (!cfg->overcommit && cfg->size_bytes > ((uint64_t)si.totalram + si.totalswap) * si.mem_unit)
         return rp_error_exit(err, RP_EXIT_HOST, ENOMEM, "guest RAM of %" PRIu64 " MiB: the host has %" PRIu64
-                             " MiB of memory and swap", cfg->size_bytes >> 20,
+                             " MiB of memory and swap (--overcommit allows it all the same)", cfg->size_bytes >> 20,
                              (((uint64_t)si.totalram + si.totalswap) * si.mem_unit) >> 20);
     if (cfg->populate && available != 0 && cfg->size_bytes > available)
         return rp_error_exit(err, RP_EXIT_HOST, ENOMEM, "guest RAM of %" PRIu64 " MiB, populated: only %" PRIu64

@@ -30,6 +30,7 @@ struct rp_ram_config {
     bool populate;          /* fault everything in now */
     bool thp;               /* madvise/shmem huge pages where the host allows */
     bool hugetlb;           /* MFD_HUGETLB, 2 MiB */
+    bool overcommit;        /* more than the host has */
 };
 
 struct rp_guest_ram {

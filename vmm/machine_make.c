@@ -68,7 +68,9 @@ static int check_config(const struct rp_machine_config *c, struct rp_error *err)
     if (c->ndisks > RP_DISKS_MAX || c->nnics > RP_NICS_MAX)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%u disks, %u network devices: at most %d and %d", c->ndisks, c->nnics,
                              RP_DISKS_MAX, RP_NICS_MAX);
-    return 0;
+    if (c->has_console && c->console.kind == RP_SERIAL_STDIO && c->serial.kind == RP_SERIAL_STDIO)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "the serial port and the console cannot both be on stdio");
+    return c->kernel ? rp_boot_check(c->kernel, c->initrd, err) : 0;
 }
 
 /* What of the config travels: struct rp_machine_state. */
@@ -317,10 +319,10 @@ int rp_machine_boot(struct rp_machine *m, struct rp_error *err)
 static int make(struct rp_machine *m, const struct rp_machine_config *cfg, struct rp_error *err)
 {
     struct rp_device chips[2];
-    int rc = make_vm(m, err);
+    int rc = make_ram(m, cfg, err);     /* first: the commonest reason for which a VM cannot be */
 
     if (rc == 0)
-        rc = make_ram(m, cfg, err);
+        rc = make_vm(m, err);
     if (rc < 0)
         return rc;
     fill_state(m);
