@@ -1,7 +1,10 @@
 """A protected Debian guest with redis survives its host: the client's connections live on, nothing acknowledged is lost.
 
-Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut, rounds=N (1; the
-roles change after each round, and the old host becomes the standby).
+Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut|isolate, rounds=N
+(1; the roles change after each round, and the old host becomes the standby).
+
+cut: the hosts do not reach each other, but both reach the lease: the primary goes on, and is protected again afterwards.
+isolate (lease=etcd): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
 import time
 
@@ -29,7 +32,20 @@ def strike(lab, pair, fault):
     return lambda: (lab.restore(host, pair.standby or pair.primary), lab.restore(host, "client"))
 
 
+def cut_and_mend(lab, pair, load):
+    """The link between the two is cut: the holder of the lease goes on alone, and has its standby back when it is mended."""
+    lab.cut(pair.primary, pair.standby)
+    lab.wait_until(lambda: '"unprotected"' in pair.status(), 60, "the primary says that it is unprotected")
+    load.must_advance(20)
+    lab.restore(pair.primary, pair.standby)
+    lab.wait_until(lambda: '"protected"' in pair.status(), 120, "the guest is protected again")
+    load.must_advance(20)
+
+
 def one_round(lab, pair, load, fault):
+    if fault == "cut":
+        cut_and_mend(lab, pair, load)
+        return pair.standby
     old_host, old_job = pair.primary, pair.guest.job
     load.must_advance(20)
     before = load.acknowledged()
@@ -42,10 +58,11 @@ def one_round(lab, pair, load, fault):
             f"{time.monotonic() - began:.2f} s; {before} acknowledged before, {load.acknowledged()} now")
     if undo:
         undo()
-    if fault in ("hang", "cut"):
+    if fault in ("hang", "isolate"):
         # The host that comes back must have stopped, and must not speak: the witness looks at the end.
         old_job.wait(60)
-        lab.log(f"{old_host}: the old monitor ended with {old_job.rc} when it came back")
+        lab.check(old_job.rc == 5 and "goes on elsewhere" in old_job.output,
+                  f"{old_host}: the old monitor ended with {old_job.rc} when it came back, expected 5:\n{old_job.output[-500:]}")
     load.must_advance(20)
     return old_host
 
@@ -59,7 +76,7 @@ def run(lab):
     if lease == "etcd":
         start_etcd(lab, client)
     lab.record(snap_bytes=64)
-    guest = Guest(lab, memory_mib=128, options=lab.word("options", "").split())
+    guest = Guest(lab, memory_mib=128)
     pair = Pair(lab, guest, lab.word("transport", lab.transport), lease)
     guest.warm(a)
     pair.boot(a)
@@ -69,7 +86,7 @@ def run(lab):
     pair.stand_by(b)
     pair.protect()
     for number in range(lab.word("rounds", 1)):
-        if number:
+        if number and fault != "cut":
             pair.stand_by(old_host)
             pair.protect()
         old_host = one_round(lab, pair, load, fault)
