@@ -14,6 +14,8 @@ enum rp_control_type {
     RP_CTL_BYE = 3,         /* a: enum rp_bye, b: epoch */
     RP_CTL_RUNNING = 4,     /* the VM runs on the side that says so */
     RP_CTL_REFUSED = 5,     /* the standby refuses what came; a: errno; the connection then ends */
+    RP_CTL_SWITCH = 6,      /* the source: a switchover follows in this session; the standby says it back */
+    RP_CTL_FAILED = 7,      /* the standby could not enter the final epoch, and will not */
 };
 
 struct rp_control_msg {

@@ -43,7 +43,11 @@ struct rp_link_config {
 int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, uint64_t *held, struct rp_error *err) RP_MUST_CHECK;
 /* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
-/* Waits until the target says that it runs (INV-6). -ETIMEDOUT, -EPIPE. */
+/* Says that a switchover follows, and waits until the standby knows: however the session ends from then on, it asks before
+ * it opens its outputs (docs/protection.md). -ETIMEDOUT, -EPIPE. */
+int rp_link_sink_prepare(struct rp_sink *s, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
+/* Waits until the target says that it runs (INV-6), and answers that we know. -ECANCELED: it says that it could not and
+ * will not. -ETIMEDOUT, -EPIPE: nobody knows. */
 int rp_link_sink_wait_running(struct rp_sink *s, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 
 struct rp_link_stats {
@@ -67,6 +71,7 @@ enum rp_link_end {
 
 struct rp_link_outcome {
     enum rp_link_end end;
+    bool switching;             /* the source had begun a switchover: it may stand still, and wait for us */
     uint64_t epoch;             /* newest whole epoch in the image */
     uint64_t last_heard_ns;     /* CLOCK_MONOTONIC: when the primary was last heard of */
     uint64_t detected_ns;       /* when the end was noticed */
@@ -91,12 +96,14 @@ struct rp_link_recv_config {
 /* Owns the listener. */
 int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config *cfg, struct rp_link_recv **out, struct rp_error *err) RP_MUST_CHECK;
 /* Waits for a session and serves it until it ends. Strangers are refused on the way, one after the other.
- * The control connection of a session that ended FINAL stays open for rp_link_recv_running. */
+ * The control connection of a session that ended FINAL stays open, and its beat goes on, for rp_link_recv_running. */
 int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp_error *err) RP_MUST_CHECK;
 /* Another image from now on (the old one was forgotten). Not while serving. */
 void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image);
-/* Tells the source that the VM runs here now. */
-int rp_link_recv_running(struct rp_link_recv *r, struct rp_error *err) RP_MUST_CHECK;
+/* After FINAL: tells the source that the VM runs here now, and waits until it knows. On error nobody can tell whether it does. */
+int rp_link_recv_running(struct rp_link_recv *r, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
+/* After FINAL: tells the source that the VM does not run here and will not: it may take it back. */
+void rp_link_recv_failed(struct rp_link_recv *r);
 void rp_link_cancel(struct rp_link_recv *r);    /* any thread: serve returns RP_LINK_CANCELLED */
 void rp_link_recv_destroy(struct rp_link_recv *r);
 

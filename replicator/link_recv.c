@@ -39,6 +39,10 @@ struct rp_link_recv {
                                    without, so that its beat does not wait for an epoch that is being applied. */
     struct rp_link_outcome outcome;
     struct rp_conn *guest;      /* its handshake goes on */
+    bool switching;             /* control thread: RP_CTL_SWITCH came */
+    pthread_t tail;             /* keeps the control connection alive after FINAL */
+    bool tailing;
+    bool answered, tail_over;   /* lock: the source knows that the VM runs here; its connection has ended */
     uint64_t heard_ns;          /* control thread */
     _Atomic bool cancelled;
 };
@@ -201,6 +205,10 @@ static void serve_control(struct rp_link_recv *r)
             rc = rp_control_send(&r->control, RP_CTL_HEARTBEAT, r->heard_ns, m.a);
             if (rc < 0)
                 break;
+        } else if (m.type == RP_CTL_SWITCH) {
+            r->switching = true;
+            if ((rc = rp_control_send(&r->control, RP_CTL_SWITCH, 0, 0)) < 0)
+                break;
         } else if (m.type == RP_CTL_BYE) {
             end_session(r, m.a == RP_BYE_FINAL ? RP_LINK_FINAL : m.a == RP_BYE_BROKEN ? RP_LINK_BROKEN : RP_LINK_STOPPED, NULL);
             return;
@@ -209,6 +217,43 @@ static void serve_control(struct rp_link_recv *r)
             return;
     }
     control_ended(r, rc);
+}
+
+/* After FINAL: the beat goes on while the VM is entered here, until the source knows that it runs. */
+static void *tail_main(void *arg)
+{
+    struct rp_link_recv *r = arg;
+    struct rp_control_msg m;
+    int rc;
+    while ((rc = rp_control_recv(&r->control, &m, RP_CONN_FOREVER)) == 0) {
+        if (m.type == RP_CTL_HEARTBEAT && rp_control_send(&r->control, RP_CTL_HEARTBEAT, rp_clock_ns(), m.a) < 0)
+            break;
+        if (m.type == RP_CTL_BYE)
+            break;
+    }
+    pthread_mutex_lock(&r->lock);
+    r->answered = rc == 0 && m.type == RP_CTL_BYE && m.a == RP_BYE_STOP;
+    r->tail_over = true;
+    pthread_cond_broadcast(&r->progress);
+    pthread_mutex_unlock(&r->lock);
+    return NULL;
+}
+
+static void start_tail(struct rp_link_recv *r)
+{
+    r->answered = r->tail_over = false;
+    r->tailing = pthread_create(&r->tail, NULL, tail_main, r) == 0;
+    if (r->tailing)
+        pthread_setname_np(r->tail, "link tail");
+}
+
+static void end_tail(struct rp_link_recv *r)
+{
+    if (!r->tailing)
+        return;
+    r->control.conn->ops->shutdown(r->control.conn);
+    pthread_join(r->tail, NULL);
+    r->tailing = false;
 }
 
 /* --- sessions --- */
@@ -287,6 +332,7 @@ static int next_conn(struct rp_link_recv *r, rp_handshake_judge *judge, int time
 
 static void close_session(struct rp_link_recv *r)
 {
+    end_tail(r);
     for (unsigned i = 0; i < r->nlanes; i++)
         r->lanes[i].conn->ops->close(r->lanes[i].conn);
     pthread_mutex_lock(&r->lock);       /* rp_link_cancel may be about to shut it down */
@@ -335,6 +381,7 @@ int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp
     if (!configured)
         r->cfg.timeout_ms = r->primary.heartbeat_ms * 4;
     r->over = false;
+    r->switching = false;
     r->open_epoch = 0;
     r->heard_ns = rp_clock_ns();
     unsigned started = 0;
@@ -352,8 +399,11 @@ int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp
     rp_image_drop(r->cfg.image);        /* INV-2: half an epoch is thrown away */
     r->outcome.epoch = rp_image_epoch(r->cfg.image);
     r->outcome.last_heard_ns = r->heard_ns;
+    r->outcome.switching = r->switching;
     r->cfg.timeout_ms = configured;
-    if (r->outcome.end != RP_LINK_FINAL)
+    if (r->outcome.end == RP_LINK_FINAL)
+        start_tail(r);
+    else
         close_session(r);
     *out = r->outcome;
     return rc < 0 ? rp_error_set(err, rc, "cannot start a lane's thread: %s", strerror(-rc)) : 0;
@@ -364,10 +414,24 @@ void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image)
     r->cfg.image = image;
 }
 
-int rp_link_recv_running(struct rp_link_recv *r, struct rp_error *err)
+int rp_link_recv_running(struct rp_link_recv *r, int timeout_ms, struct rp_error *err)
 {
-    int rc = r->control.conn ? rp_control_send(&r->control, RP_CTL_RUNNING, 0, 0) : -ENOTCONN;
-    return rc < 0 ? rp_error_set(err, rc, "the source could not be told that the VM runs here: %s", strerror(-rc)) : 0;
+    uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
+    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    int rc = r->tailing ? rp_control_send(&r->control, RP_CTL_RUNNING, 0, 0) : -ENOTCONN, waited = 0;
+    pthread_mutex_lock(&r->lock);
+    while (rc == 0 && !r->tail_over && waited == 0)
+        waited = pthread_cond_clockwait(&r->progress, &r->lock, CLOCK_MONOTONIC, &ts);
+    if (rc == 0 && !r->answered)
+        rc = r->tail_over ? -EPIPE : -ETIMEDOUT;
+    pthread_mutex_unlock(&r->lock);
+    return rc < 0 ? rp_error_set(err, rc, "the source did not answer that it knows the VM to run here: %s", strerror(-rc)) : 0;
+}
+
+void rp_link_recv_failed(struct rp_link_recv *r)
+{
+    if (r->tailing && rp_control_send(&r->control, RP_CTL_FAILED, 0, 0) < 0)
+        rp_log(RP_LOG_WARN, "the source could not be told that the VM does not run here");
 }
 
 void rp_link_cancel(struct rp_link_recv *r)

@@ -32,7 +32,7 @@ struct link_sink {
     _Atomic uint64_t bytes, rtt_ns, heard_ns, last_beat;
     pthread_mutex_t lock;
     pthread_cond_t change;
-    bool running, over;                 /* lock */
+    bool running, failed, prepared, over;   /* lock: what the target has said */
 };
 
 static struct link_sink *of(struct rp_sink *s)
@@ -78,6 +78,15 @@ static void heartbeat_back(struct link_sink *s, uint64_t ours)
         atomic_store(&s->rtt_ns, now - ours);
 }
 
+/* The target has said this. */
+static void note(struct link_sink *s, bool *what)
+{
+    pthread_mutex_lock(&s->lock);
+    *what = true;
+    pthread_cond_broadcast(&s->change);
+    pthread_mutex_unlock(&s->lock);
+}
+
 static void *reader_main(void *arg)
 {
     struct link_sink *s = arg;
@@ -95,10 +104,13 @@ static void *reader_main(void *arg)
             s->events.committed(s->events.ctx, &s->base, m.a);
             break;
         case RP_CTL_RUNNING:
-            pthread_mutex_lock(&s->lock);
-            s->running = true;
-            pthread_cond_broadcast(&s->change);
-            pthread_mutex_unlock(&s->lock);
+            note(s, &s->running);
+            break;
+        case RP_CTL_FAILED:
+            note(s, &s->failed);
+            break;
+        case RP_CTL_SWITCH:
+            note(s, &s->prepared);
             break;
         case RP_CTL_REFUSED:
             lost(s, -EPROTO, "refused what it was sent (its log says why)");
@@ -309,21 +321,44 @@ int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, stru
     return rc < 0 ? rp_error_set(err, rc, "the standby could not be told goodbye: %s", strerror(-rc)) : 0;
 }
 
-int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_error *err)
+/* Waits until `what`, `failed` or the session's end. 0, -ECANCELED, -EPIPE, -ETIMEDOUT. */
+static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
 {
-    struct link_sink *s = of(base);
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
     struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
     pthread_mutex_lock(&s->lock);
     int rc = 0;
-    while (!s->running && !s->over && rc == 0)
+    while (!*what && !s->failed && !s->over && rc == 0)
         rc = pthread_cond_timedwait(&s->change, &s->lock, &ts);
-    bool running = s->running, over = s->over;
+    rc = *what ? 0 : s->failed ? -ECANCELED : s->over ? -EPIPE : -ETIMEDOUT;
     pthread_mutex_unlock(&s->lock);
-    if (running)
-        return 0;
-    return over ? rp_error_set(err, EPIPE, "the target went away before it said that the VM runs")
-                : rp_error_set(err, ETIMEDOUT, "the target did not say in %d ms that the VM runs", timeout_ms);
+    return rc;
+}
+
+int rp_link_sink_prepare(struct rp_sink *base, int timeout_ms, struct rp_error *err)
+{
+    struct link_sink *s = of(base);
+    int rc = rp_control_send(&s->control, RP_CTL_SWITCH, 0, 0);
+    if (rc == 0)
+        rc = wait_for(s, &s->prepared, timeout_ms);
+    return rc < 0 ? rp_error_set(err, rc, "the standby did not answer that it is prepared for a switchover: %s", strerror(-rc)) : 0;
+}
+
+int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_error *err)
+{
+    struct link_sink *s = of(base);
+    int rc = wait_for(s, &s->running, timeout_ms);
+    if (rc == -ECANCELED)
+        return rp_error_set(err, ECANCELED, "the target could not enter the VM (its log says why)");
+    if (rc == -EPIPE)
+        return rp_error_set(err, EPIPE, "the target went away before it said that the VM runs");
+    if (rc < 0)
+        return rp_error_set(err, ETIMEDOUT, "the target did not say in %d ms that the VM runs", timeout_ms);
+    atomic_store(&s->told, true);       /* its going away is no news from here on */
+    if (rp_control_send(&s->control, RP_CTL_BYE, RP_BYE_STOP, 0) < 0) {
+        /* it waits a moment, and then makes sure by the lease */
+    }
+    return 0;
 }
 
 void rp_link_sink_stats(struct rp_sink *base, struct rp_link_stats *out)

@@ -29,6 +29,7 @@ struct rp_protect {
     struct rp_error why;            /* lock: of the last loss */
     uint64_t losses;                /* lock */
     bool stop, switching;           /* lock */
+    unsigned waiters;               /* lock: calls that wait for a switchover */
     enum rp_protect_end how;        /* lock: with stop */
     bool held;                      /* lock: outputs wait (P1) */
     int switched;                   /* lock: result of a switchover: 1 not yet known, 0, -errno */
@@ -147,6 +148,31 @@ static void run_ended(void *ctx, int rc, const struct rp_error *why)
     pthread_mutex_unlock(&p->lock);
 }
 
+static void switch_done(struct rp_protect *p, int rc, const struct rp_error *why)
+{
+    pthread_mutex_lock(&p->lock);
+    p->switched = rc;
+    p->switching = false;
+    if (why)
+        p->switch_why = *why;
+    pthread_cond_broadcast(&p->change);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* lock held; dropped while the standby is asked. True: the run's last epoch is being cut. False: the switchover is off. */
+static bool prepare_switch(struct rp_protect *p)
+{
+    struct rp_error why = {0};
+    pthread_mutex_unlock(&p->lock);
+    int rc = rp_link_sink_prepare(p->sink, SWITCH_GRACE_MS, &why);
+    if (rc == 0)
+        rp_engine_finish(p->engine);
+    else
+        switch_done(p, rc, &why);
+    pthread_mutex_lock(&p->lock);
+    return rc == 0;
+}
+
 /* Follows a run until it is over: says when the VM is protected, and carries out a switchover. */
 static void watch_run(struct rp_protect *p)
 {
@@ -169,10 +195,8 @@ static void watch_run(struct rp_protect *p)
         p->held |= s->cut >= p->next_epoch;
         if (p->stop)
             rp_engine_stop(p->engine);
-        if (p->switching && announced && !finishing) {
-            finishing = true;
-            rp_engine_finish(p->engine);
-        }
+        if (p->switching && announced && !finishing)
+            finishing = prepare_switch(p);
         uint64_t until = rp_clock_ns() + (announced ? 100000000u : 5000000u);
         struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
         pthread_cond_timedwait(&p->change, &p->lock, &ts);
@@ -180,32 +204,24 @@ static void watch_run(struct rp_protect *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-static void switch_done(struct rp_protect *p, int rc, const struct rp_error *why)
-{
-    pthread_mutex_lock(&p->lock);
-    p->switched = rc;
-    p->switching = false;
-    if (why)
-        p->switch_why = *why;
-    pthread_cond_broadcast(&p->change);
-    pthread_mutex_unlock(&p->lock);
-}
-
-/* P3: who runs? False: here; the source is to be resumed. */
-static bool settled_elsewhere(struct rp_protect *p, struct rp_sink *sink, struct rp_error *err)
+/* P3: who runs? `rc`: what the wait for RUNNING ended with. False: here; the source is to be resumed. */
+static bool settled_elsewhere(struct rp_protect *p, struct rp_sink *sink, int rc, struct rp_error *err)
 {
     const struct rp_protect_owner *o = &p->cfg.owner;
     for (;;) {
         struct rp_error why = {0};
-        int rc = o->retake ? o->retake(o->ctx, &why) : 0;
+        if (rc == 0)
+            return true;
+        rc = o->retake ? o->retake(o->ctx, &why) : 0;
         if (rc == 0)
             return false;
         if (rc == -ESTALE) {
             *err = why;
             return true;
         }
-        if (rp_link_sink_wait_running(sink, SWITCH_GRACE_MS, &why) == 0 || stopping(p))
+        if (stopping(p))
             return true;
+        rc = rp_link_sink_wait_running(sink, SWITCH_GRACE_MS, &why);
     }
 }
 
@@ -219,7 +235,7 @@ static bool hand_over(struct rp_protect *p, struct rp_sink *sink, uint64_t epoch
     int rc = rp_link_sink_bye(sink, RP_BYE_FINAL, epoch, &err);
     if (rc == 0)
         rc = rp_link_sink_wait_running(sink, SWITCH_GRACE_MS, &err);
-    if (rc < 0 && settled_elsewhere(p, sink, &err))
+    if (rc < 0 && settled_elsewhere(p, sink, rc, &err))
         rc = 0;
     if (rc == 0) {
         rp_events_emit(p->events, epoch, "SWITCHED", "{\"to\": \"standby\"}");
@@ -434,9 +450,14 @@ int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err
         p->switching = true;
         p->switched = 1;
         pthread_cond_broadcast(&p->change);
-        while (p->switched == 1 && timeout == 0)
+        p->waiters++;
+        while (p->switched == 1 && !p->stop && timeout == 0)
             timeout = pthread_cond_timedwait(&p->change, &p->lock, &ts);
-        rc = p->switched == 1 ? rp_error_set(err, ETIMEDOUT, "the switchover did not end in %d ms", timeout_ms) : p->switched;
+        p->waiters--;
+        pthread_cond_broadcast(&p->change);
+        rc = p->switched != 1 ? p->switched
+           : p->stop ? rp_error_set(err, ECANCELED, "protection was ended before the switchover was over")
+                     : rp_error_set(err, ETIMEDOUT, "the switchover did not end in %d ms", timeout_ms);
         if (p->switched < 0 && err)
             *err = p->switch_why;
     }
@@ -456,6 +477,10 @@ uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how)
     pthread_cond_broadcast(&p->change);
     pthread_mutex_unlock(&p->lock);
     pthread_join(p->thread, NULL);
+    pthread_mutex_lock(&p->lock);
+    while (p->waiters)
+        pthread_cond_wait(&p->change, &p->lock);
+    pthread_mutex_unlock(&p->lock);
     pthread_cond_destroy(&p->change);
     pthread_mutex_destroy(&p->lock);
     uint64_t newest = p->next_epoch - 1;

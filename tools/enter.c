@@ -92,32 +92,45 @@ int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)
     return rc;
 }
 
-int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
-                     struct rp_machine **out, struct rp_error *err)
+int rp_entry_make(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, struct rp_machine **out, struct rp_error *err)
 {
-    const struct rp_sections *s = rp_image_sections(e->image);
     const struct rp_epoch_header *h = rp_image_header(e->image);
-    struct rp_machine *m = NULL;
     if (rp_image_epoch(e->image) == 0)
         return rp_error_exit(err, RP_EXIT_REFUSED, ENODATA, "there is no whole epoch to enter yet");
-    int rc = rp_machine_config_from(s, cfg, err);
+    int rc = rp_machine_config_from(rp_image_sections(e->image), cfg, err);
     if (rc < 0)
         return rc;
     memcpy(cfg->vm_id, h->vm_id, sizeof(cfg->vm_id));
     if (!cfg->name[0])
         snprintf(cfg->name, sizeof(cfg->name), "%.*s", (int)sizeof(cfg->name) - 1, (const char *)h->vm_name);
     cfg->adopt = &e->ram;
-    rc = rp_machine_create(cfg, events, &m, err);
+    rc = rp_machine_create(cfg, events, out, err);
     cfg->adopt = NULL;
+    return rc;
+}
+
+int rp_entry_enter(struct rp_entry *e, struct rp_machine *m, struct rp_events *events, bool moved, struct rp_error *err)
+{
+    const struct rp_epoch_header *h = rp_image_header(e->image);
+    const struct rp_epoch_trailer *t = rp_image_trailer(e->image);
+    int rc = rp_machine_enter(m, rp_image_sections(e->image), t, moved, err);
     if (rc < 0)
-        return rc;
-    rc = rp_machine_enter(m, s, rp_image_trailer(e->image), moved, err);
-    if (rc < 0) {
-        rp_machine_destroy(m);
         return rp_error_wrap(err, "entering epoch %llu", (unsigned long long)h->number);
-    }
     rp_events_emit(events, h->number, "ENTERED", "{\"epoch\": %llu, \"term\": %llu, \"cut-seconds\": %llu}", (unsigned long long)h->number,
-                   (unsigned long long)h->term, (unsigned long long)(rp_image_trailer(e->image)->wall_ns / 1000000000));
-    *out = m;
+                   (unsigned long long)h->term, (unsigned long long)(t->wall_ns / 1000000000));
     return 0;
+}
+
+int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
+                     struct rp_machine **out, struct rp_error *err)
+{
+    struct rp_machine *m = NULL;
+    int rc = rp_entry_make(e, cfg, events, &m, err);
+    if (rc == 0)
+        rc = rp_entry_enter(e, m, events, moved, err);
+    if (rc < 0 && m)
+        rp_machine_destroy(m);
+    if (rc == 0)
+        *out = m;
+    return rc;
 }

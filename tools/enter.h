@@ -26,10 +26,15 @@ struct rp_image *rp_entry_image(struct rp_entry *e);
 /* Feeds a whole stream from fd. RP_EXIT_DAMAGED: it is damaged, cut short, foreign, or holds no epoch. */
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err) RP_MUST_CHECK;
 
-/* Makes the machine of the newest epoch and enters it: PAUSED. `cfg`: the host-side options; the rest is filled in from the
- * epoch, the name only when it is empty. The epoch's history goes in front of what `events` holds. `moved`: other instances
- * of this epoch may have run (addresses are announced, the guest's generation id changes). The entry keeps nothing but
- * the image's bookkeeping: destroy it. */
+/* Makes the machine that the newest epoch is of, around the image's RAM: CREATED, nothing of the epoch is in it yet, and the
+ * image may go on taking epochs (RAM is the same; nothing of the machine runs). `cfg`: the host-side options; the rest is
+ * filled in from the epoch, the name only when it is empty. The machine owns RAM from then on: it goes after the entry. */
+int rp_entry_make(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, struct rp_machine **out,
+                  struct rp_error *err) RP_MUST_CHECK;
+/* Enters the newest epoch: PAUSED. Its history goes in front of what `events` holds. `moved`: other instances of this epoch
+ * may have run (addresses are announced, the guest's generation id changes). On error the machine is to be destroyed. */
+int rp_entry_enter(struct rp_entry *e, struct rp_machine *m, struct rp_events *events, bool moved, struct rp_error *err) RP_MUST_CHECK;
+/* Both. The entry keeps nothing but the image's bookkeeping: destroy it. */
 int rp_entry_machine(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, bool moved,
                      struct rp_machine **out, struct rp_error *err) RP_MUST_CHECK;
 

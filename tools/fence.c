@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SHUT 1u                 /* rp_machine_output_deadline: a deadline long ago */
 #define LOOK_MS_MIN 50u
 #define RETRY_MS 100u           /* after the storage failed */
 
@@ -53,7 +52,7 @@ static void set_state(struct rp_fence *f, enum rp_fence_state s)
 {
     f->state = s;
     if (s != RP_FENCE_HELD)
-        set_deadline(f, SHUT);
+        set_deadline(f, RP_OUTPUTS_SHUT);
     pthread_cond_broadcast(&f->change);
 }
 
@@ -174,7 +173,7 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     }
     if (rc == 0 && !behind)
         rc = rp_lease_try(f->lease, &g, &again_ns, &why);
-    if (rc == 0 && !behind && !f->none && follow && g.term != follow + 1) {
+    if (rc == 0 && !behind && !f->none && follow && g.term > follow + 1) {
         behind = true;
         if (rp_lease_release(f->lease, NULL) < 0) {
             /* it runs out by itself */
@@ -283,7 +282,7 @@ int rp_fence_open(const struct rp_fence_config *cfg, struct rp_fence **out, stru
     if (!f)
         return rp_error_set(err, ENOMEM, "no memory for a lease");
     f->cfg = *cfg;
-    f->deadline_ns = SHUT;
+    f->deadline_ns = RP_OUTPUTS_SHUT;
     snprintf(f->where, sizeof(f->where), "%s", cfg->lease.where);
     int rc = rp_lease_open(&cfg->lease, &f->lease, err);
     if (rc < 0) {
@@ -346,7 +345,7 @@ void rp_fence_bind(struct rp_fence *f, struct rp_machine *m)
 {
     pthread_mutex_lock(&f->lock);
     if (f->machine && f->machine != m)
-        rp_machine_output_deadline(f->machine, SHUT);
+        rp_machine_output_deadline(f->machine, RP_OUTPUTS_SHUT);
     f->machine = m;
     if (m)
         rp_machine_output_deadline(m, f->deadline_ns);

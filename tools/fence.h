@@ -8,6 +8,8 @@
  *
  * F1  A bound machine's outputs leave only while the state is HELD and the lease's deadline is ahead (GATE-3).
  * F2  An epoch that was made under term n may be run only under term n + 1: then nobody has run the VM since it was made.
+ *     In a switchover the standby's outputs stay shut under term n + 1 until the source has said that it knows, or until the
+ *     standby has moved on to n + 2: so a source that is left in the dark may go on under n + 2, and must not once that is taken.
  * F3  Outputs flow without their epochs being committed only after rp_fence_disown: no epoch made before may be entered by
  *     anybody from then on, because of F2.
  * With --lease none there is no fence: every take succeeds, F1 to F3 are void, and events and status say so.
@@ -59,7 +61,7 @@ void rp_fence_bind(struct rp_fence *f, struct rp_machine *m);
 void rp_fence_watch(struct rp_fence *f);
 /* Back to watching after follow, because the holder is alive after all. False: it is too late, the lease is ours or will be. */
 bool rp_fence_stand_back(struct rp_fence *f);
-/* Tries until the lease is HELD with term + 1 (F2), or BEHIND. 0: with any term. */
+/* Tries until the lease is HELD, with term + 1 at most (F2), or BEHIND. 0: with any term. */
 void rp_fence_follow(struct rp_fence *f, uint64_t term);
 /* Waits until follow has come to an end. 0: HELD. -ESTALE: BEHIND. -ETIMEDOUT. */
 int rp_fence_wait(struct rp_fence *f, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;

@@ -13,6 +13,7 @@ const struct rp_verb *const rp_verbs[] = {
     &rp_verb_standby,
     &rp_verb_protect,
     &rp_verb_unprotect,
+    &rp_verb_failover,
     &rp_verb_status,
     &rp_verb_pause,
     &rp_verb_resume,

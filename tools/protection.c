@@ -50,10 +50,11 @@ static int owner_yield(void *ctx, struct rp_error *err)
     return rp_fence_yield(p->vm->fence, err);
 }
 
+/* The standby may have taken the term after ours: as long as it has not moved on from that, it has put out nothing (F2). */
 static int owner_retake(void *ctx, struct rp_error *err)
 {
     struct rp_protection *p = ctx;
-    rp_fence_follow(p->vm->fence, atomic_load(&p->yielded));
+    rp_fence_follow(p->vm->fence, atomic_load(&p->yielded) + 1);
     int rc = rp_fence_wait(p->vm->fence, RETAKE_MS, err);
     if (rc == 0)
         atomic_store(&p->yielded, 0);
@@ -224,6 +225,11 @@ bool rp_protection_switched(const struct rp_vm *vm)
 {
     struct rp_protection *p = vm->protection;
     return p && atomic_load(&p->yielded) != 0;
+}
+
+int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err)
+{
+    return rp_protect_switch(vm->protection->protect, timeout_ms, err);
 }
 
 /* --- query-protect --- */

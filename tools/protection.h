@@ -16,6 +16,8 @@ void rp_protection_stop(struct rp_vm *vm, bool forget);
 /* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */
 void rp_protection_restart(struct rp_vm *vm);
 bool rp_protection_active(const struct rp_vm *vm);
+/* Blocks; from a job's thread: rp_protect_switch. */
+int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 /* The VM was handed to the standby and runs there. */
 bool rp_protection_switched(const struct rp_vm *vm);
 /* For query-protect. */

@@ -43,7 +43,40 @@ static int cmd_unprotect(struct rp_qmp_call *call, struct rp_error *err)
     struct rp_vm *vm = call->ctx;
     if (!rp_protection_active(vm))
         return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected", vm->name);
+    if (rp_jobs_running(vm->jobs, "failover"))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is being handed over", vm->name);
     rp_protection_stop(vm, true);
+    return 0;
+}
+
+struct failover { struct rp_vm *vm; int timeout_ms; };
+
+static int failover_run(struct rp_job *job, void *arg, struct rp_error *err)
+{
+    const struct failover *f = arg;
+    (void)job;
+    return rp_protection_switch(f->vm, f->timeout_ms, err);
+}
+
+static const struct rp_job_kind failover_kind = {.type = "failover", .run = failover_run, .free = free};
+
+static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
+{
+    struct rp_vm *vm = call->ctx;
+    const char *id = NULL;
+    if (!rp_protection_active(vm))
+        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected: there is no standby to go on with it", vm->name);
+    struct failover *f = calloc(1, sizeof(*f));
+    if (!f)
+        return rp_error_set(err, ENOMEM, "out of memory");
+    *f = (struct failover){vm, (int)number(call->args, "timeout-ms", 60000)};
+    int rc = rp_job_start(vm->jobs, &failover_kind, NULL, true, f, &id, err);
+    if (rc < 0)
+        return rc;
+    json_t *st = rp_protection_query(vm);
+    const char *to = json_string_value(json_object_get(st, "standby"));
+    call->result = json_pack("{s:s, s:s}", "job-id", id, "standby", to ? to : "");
+    json_decref(st);
     return 0;
 }
 
@@ -69,7 +102,9 @@ static const struct rp_qmp_arg protect_args[] = {
     {"streams", RP_QMP_SIZE, true}, {"heartbeat-ms", RP_QMP_SIZE, true}, {"on-loss", RP_QMP_STR, true}, {"patient", RP_QMP_BOOL, true},
     {.name = NULL},
 };
+static const struct rp_qmp_arg failover_args[] = {{"timeout-ms", RP_QMP_SIZE, true}, {.name = NULL}};
 static const struct rp_qmp_command commands[] = {
+    {.name = "failover", .run = cmd_failover, .args = failover_args},
     {.name = "protect", .run = cmd_protect, .args = protect_args},
     {.name = "unprotect", .run = cmd_unprotect},
     {.name = "query-protect", .run = query_protect},

@@ -16,6 +16,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#define ANSWER_MS 1000          /* for a source to say that it knows; less than it waits for us (protect.c) */
+#define RETRY_MS 20
+
 enum state { WAITING, SYNCING, READY, ALONE, HANDED_OVER, BEHIND, TAKING };
 static const char *const state_names[] = {"waiting", "syncing", "ready", "alone", "handed-over", "behind", "taking-over"};
 
@@ -23,9 +26,11 @@ struct rp_standby {
     struct rp_vm *vm;
     struct rp_vm_options *o;
     struct rp_entry *entry;         /* serving thread while it runs */
+    struct rp_machine *machine;     /* likewise: made ahead, around the image's RAM; NULL: not yet */
     struct rp_link_recv *recv;
     pthread_t thread;
     bool serving;                   /* control: the thread is there */
+    bool unusable;                  /* serving thread: no machine could be made, and the image's memory went with it */
     int event_fd;                   /* the serving thread has ended, or failed */
     char uri[400];
     pthread_mutex_t lock;
@@ -73,10 +78,37 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     return 0;
 }
 
+/* Around the image's RAM; outputs shut (S3). */
+static int make_machine(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_machine_config *cfg = malloc(sizeof(*cfg));
+    if (!cfg)
+        return rp_error_set(err, ENOMEM, "no memory for a machine");
+    *cfg = s->o->machine;
+    int rc = rp_entry_make(s->entry, cfg, s->vm->events, &s->machine, err);
+    free(cfg);
+    s->unusable = rc < 0;
+    if (rc == 0)
+        rp_machine_output_deadline(s->machine, RP_OUTPUTS_SHUT);
+    return rc;
+}
+
+/* A primary is protected only once what this host has to bring is known to be there. Disks are the exception: as long as
+ * epochs are applied to them they cannot be opened for a machine. */
+static int make_ahead(struct rp_standby *s, struct rp_error *err)
+{
+    if (s->machine || s->o->machine.ndisks)
+        return 0;
+    int rc = make_machine(s, err);
+    return rc < 0 ? rp_error_wrap(err, "this host cannot run it") : 0;
+}
+
 static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
 {
     struct rp_standby *s = ctx;
-    (void)err;
+    int rc = make_ahead(s, err);
+    if (rc < 0)
+        return rc;
     pthread_mutex_lock(&s->lock);
     bool first = s->state != READY;
     s->epoch = rp_image_epoch(image);
@@ -111,12 +143,19 @@ static void on_alone(void *ctx)
         set_state(s, s->epoch ? ALONE : WAITING);
 }
 
+static void free_image(struct rp_standby *s)
+{
+    rp_entry_destroy(s->entry);
+    s->entry = NULL;
+    rp_machine_destroy(s->machine);
+    s->machine = NULL;
+}
+
 static int new_entry(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_ram_config how = s->o->machine.ram;
     how.populate = true;            /* ready to run at any moment */
-    rp_entry_destroy(s->entry);
-    s->entry = NULL;
+    free_image(s);
     int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &s->entry, err);
     if (rc == 0 && s->recv)
         rp_link_recv_image(s->recv, rp_entry_image(s->entry));
@@ -130,7 +169,9 @@ static int forget(struct rp_standby *s, struct rp_error *err)
     pthread_mutex_unlock(&s->lock);
     rp_fence_watch(s->vm->fence);
     set_state(s, WAITING);
-    rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"the primary ended the protection\"}");
+    rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"%s\"}",
+                   s->unusable ? "it cannot be run here" : "the primary ended the protection");
+    s->unusable = false;
     return new_entry(s, err);
 }
 
@@ -165,7 +206,7 @@ static bool after_session(struct rp_standby *s)
     if (o->end == RP_LINK_CANCELLED)
         return false;
     note_end(s, o);
-    if (o->end == RP_LINK_STOPPED)
+    if (o->end == RP_LINK_STOPPED || s->unusable)
         return forget(s, &s->failure) == 0;
     if (o->epoch == 0) {
         set_state(s, WAITING);
@@ -219,20 +260,60 @@ static void end_serving(struct rp_standby *s, bool hard)
 
 /* --- taking over; control thread, the lease is held --- */
 
+/* The machine is the newest epoch's. Its outputs are shut until it is bound to the fence. */
 static int enter(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_vm *vm = s->vm;
     if (rp_fault(RP_FAULT_TAKEOVER_CLAIMED))
         return rp_error_set(err, EIO, "taking over: fault point");
-    int rc = rp_entry_machine(s->entry, &s->o->machine, vm->events, true, &vm->machine, err);
-    if (rc == 0 && rp_fault(RP_FAULT_TAKEOVER_ENTERED))
-        rc = rp_error_set(err, EIO, "running it: fault point");
+    int rc = s->machine ? 0 : make_machine(s, err);
+    if (rc == 0)
+        rc = rp_entry_enter(s->entry, s->machine, vm->events, true, err);
     if (rc < 0)
         return rc;
+    vm->machine = s->machine;
+    s->machine = NULL;
     vm->epoch = s->epoch;
+    return rp_fault(RP_FAULT_TAKEOVER_ENTERED) ? rp_error_set(err, EIO, "running it: fault point") : 0;
+}
+
+/* In a switchover the source stands and may be waiting for us: it has to know, or must not be able to go on (F2). */
+static int settle_with_source(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_fence *f = s->vm->fence;
+    struct rp_error why = {0};
+    if (!s->outcome.switching)
+        return 0;
+    int rc = s->outcome.end == RP_LINK_FINAL ? rp_link_recv_running(s->recv, ANSWER_MS, &why) : -EPIPE;
+    if (rc == 0)
+        return 0;
+    if (rp_fence_is_none(f))
+        return rp_error_exit(err, RP_EXIT_REFUSED, rc, "without a lease only the source's answer can say that it stays down: %s", why.text);
+    while ((rc = rp_fence_disown(f, err)) < 0 && rc != -ESTALE)
+        nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
+    return rc;
+}
+
+static int run_here(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_vm *vm = s->vm;
     vm->fence_taken = true;
     rp_fence_bind(vm->fence, vm->machine);
-    return s->o->paused ? 0 : rp_machine_resume(vm->machine, err);
+    int rc = s->o->paused ? 0 : rp_machine_resume(vm->machine, err);
+    if (rp_fault(RP_FAULT_TAKEOVER_RUNS))
+        rp_log(RP_LOG_WARN, "fault point: nothing is left that could fail");
+    return rc;
+}
+
+/* It does not run here: the lease is given up first, so that the source that hears of it can have it at once. */
+static void takeover_failed(struct rp_standby *s, struct rp_error *err)
+{
+    struct rp_error ignored;
+    rp_error_wrap(err, "taking over VM \"%s\" at epoch %llu", s->vm->name, (unsigned long long)s->epoch);
+    if (rp_fence_yield(s->vm->fence, &ignored) < 0)
+        rp_log(RP_LOG_WARN, "%s", ignored.text);
+    rp_link_recv_failed(s->recv);
+    rp_vm_leave_because(s->vm, err);
 }
 
 static void takeover(struct rp_standby *s)
@@ -244,22 +325,23 @@ static void takeover(struct rp_standby *s)
     end_serving(s, !handed_over);
     set_state(s, TAKING);
     int rc = enter(s, &err);
+    uint64_t entered = rp_clock_ns();
+    if (rc == 0)
+        rc = settle_with_source(s, &err);
+    if (rc == 0)
+        rc = run_here(s, &err);
     if (rc < 0) {
-        rp_error_wrap(&err, "taking over VM \"%s\" at epoch %llu", vm->name, (unsigned long long)s->epoch);
-        rp_vm_leave_because(vm, &err);
+        takeover_failed(s, &err);
         return;
     }
     uint64_t now = rp_clock_ns();
-    if (rp_fault(RP_FAULT_TAKEOVER_RUNS))
-        rp_log(RP_LOG_WARN, "fault point takeover-runs");
     rp_qmp_ready(vm->qmp);
     rp_notify("STATUS=running");
-    if (handed_over && rp_link_recv_running(s->recv, &err) < 0)
-        rp_log(RP_LOG_WARN, "%s", err.text);
     rp_events_emit(vm->events, vm->epoch, handed_over ? "SWITCHED_HERE" : "TAKEN_OVER",
-                   "{\"epoch\": %llu, \"term\": %llu, \"silent-us\": %llu, \"lease-us\": %llu, \"enter-us\": %llu}",
-                   (unsigned long long)vm->epoch, (unsigned long long)rp_fence_term(vm->fence), (unsigned long long)((detected - heard) / 1000),
-                   (unsigned long long)((start - detected) / 1000), (unsigned long long)((now - start) / 1000));
+                   "{\"term\": %llu, \"silent-us\": %llu, \"lease-us\": %llu, \"enter-us\": %llu, \"run-us\": %llu}",
+                   (unsigned long long)rp_fence_term(vm->fence), (unsigned long long)((detected - heard) / 1000),
+                   (unsigned long long)((start - detected) / 1000), (unsigned long long)((entered - start) / 1000),
+                   (unsigned long long)((now - entered) / 1000));
     rp_standby_stop(vm);
 }
 
@@ -360,7 +442,7 @@ void rp_standby_stop(struct rp_vm *vm)
     vm->standby = NULL;
     end_serving(s, true);
     rp_link_recv_destroy(s->recv);
-    rp_entry_destroy(s->entry);
+    free_image(s);
     if (s->event_fd >= 0) {
         rp_vm_unwatch(vm, s->event_fd);
         close(s->event_fd);

@@ -97,7 +97,8 @@ int rp_machine_end_fd(const struct rp_machine *m);  /* eventfd, readable once th
 /* The machine as a source of epochs (core/source.h). Borrowed; lives as long as the machine. */
 struct rp_source *rp_machine_source(struct rp_machine *m);
 
-/* Past this instant (CLOCK_BOOTTIME; 0: none; 1: shut for good) no output leaves (GATE-3, INV-3). Any thread, at once, in
+#define RP_OUTPUTS_SHUT 1u      /* a deadline long ago */
+/* Past this instant (CLOCK_BOOTTIME; 0: none) no output leaves (GATE-3, INV-3). Any thread, at once, in
  * any state. */
 void rp_machine_output_deadline(struct rp_machine *m, uint64_t deadline_ns);
 /* What left and what waits (vmm/gate.h). Any thread. */

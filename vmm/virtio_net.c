@@ -24,6 +24,7 @@
 #define BURST 128u                  /* frames per turn of the io thread */
 #define OVERFLOW_BYTES (RP_VNET_HEADER + RP_FRAME_MAX)
 #define SPREAD_MAX QUEUE_SIZE       /* receive buffers that one frame may take */
+#define DRAIN_FRAMES 4096u
 #define ANNOUNCE_ROUNDS 5u          /* as often as QEMU announces, for switches that drop the first */
 #define ANNOUNCE_STEP_NS 100000000ull
 #define BIT(n) (1ull << (n))
@@ -519,9 +520,23 @@ static void on_announce_timer(void *ctx)
         rp_timer_arm(net->announce, rp_clock_ns() + (ANNOUNCE_ROUNDS - net->announce_left) * ANNOUNCE_STEP_NS);
 }
 
+/* What came in before the machine ran here was meant for another time, and would fill the queue. */
+static void drain(struct rp_virtio_net *net)
+{
+    uint8_t *frame = malloc(RP_VNET_HEADER + RP_FRAME_MAX);
+    struct iovec iov = {.iov_base = frame, .iov_len = RP_VNET_HEADER + RP_FRAME_MAX};
+
+    for (unsigned i = 0; frame && i < net->pairs_max; i++)
+        for (unsigned n = 0; n < DRAIN_FRAMES && net->backend->ops->recv(net->backend, i, &iov, 1) >= 0; n++)
+            ;
+    free(frame);
+}
+
 static void net_announce(void *dev)
 {
     struct rp_virtio_net *net = dev;
+
+    drain(net);
 
     if (rp_virtio_has(&net->v, VIRTIO_NET_F_GUEST_ANNOUNCE) && rp_virtio_has(&net->v, VIRTIO_NET_F_CTRL_VQ)) {
         net->status |= VIRTIO_NET_S_ANNOUNCE;

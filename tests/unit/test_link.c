@@ -84,6 +84,14 @@ static int connect_to(struct standby *s, const char *key, unsigned lanes, struct
 static struct rp_engine_stats stats;
 TestSuite(link, .timeout = 120);
 
+static void *say_running(void *arg)
+{
+    struct standby *s = arg;
+    struct rp_error err = {0};
+    cr_assert_eq(rp_link_recv_running(s->recv, 10000, &err), 0, "%s", err.text);
+    return NULL;
+}
+
 static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, unsigned ms)
 {
     struct fake f;
@@ -107,8 +115,9 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
     cr_assert_eq(s.outcome.end, RP_LINK_FINAL, "%s", s.outcome.why.text);
     cr_assert_eq(s.outcome.epoch, stats.committed);
     cr_assert_eq(memcmp(f.ram.base, s.ram.base, PAGES * RP_PAGE_SIZE), 0, "the standby's image is not the source");
-    cr_assert_eq(rp_link_recv_running(s.recv, &err), 0);
-    cr_assert_eq(rp_link_sink_wait_running(sink, 2000, &err), 0, "%s", err.text);
+    pthread_create(&s.thread, NULL, say_running, &s);       /* it waits until the source knows */
+    cr_assert_eq(rp_link_sink_wait_running(sink, 10000, &err), 0, "%s", err.text);
+    pthread_join(s.thread, NULL);
     printf("%s, %u lanes: %lu epochs in %u ms; commit p50 %.3f p99 %.3f ms; pause p50 %.3f ms\n", scheme, lanes, stats.committed,
            ms, (double)rp_hist_quantile(&stats.commit, 0.5) / 1e6, (double)rp_hist_quantile(&stats.commit, 0.99) / 1e6,
            (double)rp_hist_quantile(&stats.pause, 0.5) / 1e6);

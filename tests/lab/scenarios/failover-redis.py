@@ -1,9 +1,10 @@
 """A protected Debian guest with redis survives its host: the client's connections live on, nothing acknowledged is lost.
 
-Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut|isolate, rounds=N
-(1; the roles change after each round, and the old host becomes the standby).
+Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut|isolate|switch|standby,
+rounds=N (1; the roles change after each round, and the old host becomes the standby).
 
 cut: the hosts do not reach each other, but both reach the lease: the primary goes on, and is protected again afterwards.
+switch: no fault, but `reprise failover`: a planned switchover. standby: the standby is killed, and another one takes its place.
 isolate (lease=etcd): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
 import time
@@ -24,6 +25,9 @@ def strike(lab, pair, fault):
         lab.log(f"{host}: the monitor is killed")
         pair.guest.job.kill()
         return None
+    if fault == "switch":
+        lab.log(f"{host}: {host.run(f'reprise failover {pair.guest.name}', timeout_s=120).output.strip()}")
+        return None
     if fault == "hang":
         host.hang()
         return host.resume
@@ -42,9 +46,20 @@ def cut_and_mend(lab, pair, load):
     load.must_advance(20)
 
 
+def replace_standby(lab, pair, load):
+    """The standby's process is killed: the guest runs unprotected and says so, and is protected again by the next standby."""
+    host = pair.standby
+    pair.standby_job.kill()
+    lab.wait_until(lambda: '"unprotected"' in pair.status(), 60, "the primary says that it is unprotected")
+    load.must_advance(20)
+    pair.stand_by(host)
+    lab.wait_until(lambda: '"protected"' in pair.status(), 120, "the guest is protected again")
+    load.must_advance(20)
+
+
 def one_round(lab, pair, load, fault):
-    if fault == "cut":
-        cut_and_mend(lab, pair, load)
+    if fault in ("cut", "standby"):
+        (cut_and_mend if fault == "cut" else replace_standby)(lab, pair, load)
         return pair.standby
     old_host, old_job = pair.primary, pair.guest.job
     load.must_advance(20)
@@ -63,6 +78,8 @@ def one_round(lab, pair, load, fault):
         old_job.wait(60)
         lab.check(old_job.rc == 5 and "goes on elsewhere" in old_job.output,
                   f"{old_host}: the old monitor ended with {old_job.rc} when it came back, expected 5:\n{old_job.output[-500:]}")
+    if fault == "switch":
+        lab.check(old_job.wait(20) == 0, f"{old_host}: after the switchover the monitor ended with {old_job.rc}:\n{old_job.output[-500:]}")
     load.must_advance(20)
     return old_host
 
@@ -86,10 +103,12 @@ def run(lab):
     pair.stand_by(b)
     pair.protect()
     for number in range(lab.word("rounds", 1)):
-        if number and fault != "cut":
+        if number and not pair.standby:
             pair.stand_by(old_host)
             pair.protect()
         old_host = one_round(lab, pair, load, fault)
+    if pair.standby:            # reading back and comparing is no test of protection
+        pair.primary.run(f"reprise unprotect {guest.name}")
     lab.log(f"{load.finish()}")
     lab.log(f"clocks in the guest: {guest.clocks_must_be_monotonic()}")
     gaps = witness.one_active(lab, guest, pair.path)

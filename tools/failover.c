@@ -1,0 +1,64 @@
+/* `reprise failover`: a planned switchover: the standby goes on with the VM, nothing is lost, and this process ends. */
+#include "core/clock.h"
+#include "tools/client.h"
+#include "tools/verbs.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct failover_opts {
+    uint64_t timeout_ns;
+    bool json;
+};
+
+static const struct failover_opts failover_defaults = {.timeout_ns = 60000000000u};
+
+#define AT(member) .offset = offsetof(struct failover_opts, member)
+static const struct rp_opt failover_options[] = {
+    {.name = "timeout", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(timeout_ns), .help = "How long it may take; 60s unless given."},
+    {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Print the result as JSON."},
+};
+
+static int switch_over(struct rp_client *c, const struct failover_opts *o, json_t **result, struct rp_error *err)
+{
+    json_t *job = NULL;
+    int rc = rp_client_call(c, "failover", json_pack("{s:I}", "timeout-ms", (json_int_t)(o->timeout_ns / 1000000u)), &job, err);
+    if (rc < 0)
+        return rc;
+    rc = rp_client_wait_job(c, json_string_value(json_object_get(job, "job-id")), NULL, NULL, NULL, err);
+    if (rc == -EPIPE) {         /* the VM's process ends once the standby has it */
+        rp_error_clear(err);
+        rc = 0;
+    }
+    *result = job;
+    return rc;
+}
+
+static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands, struct rp_error *err)
+{
+    (void)v, (void)n;
+    const struct failover_opts *o = opts;
+    struct rp_client *c = NULL;
+    json_t *job = NULL;
+    uint64_t start = rp_clock_ns();
+    int rc = rp_client_open(operands[0], &c, err);
+    if (rc == 0)
+        rc = switch_over(c, o, &job, err);
+    rp_client_close(c);
+    const char *to = json_string_value(json_object_get(job, "standby"));
+    double s = (double)(rp_clock_ns() - start) / 1e9;
+    if (rc == 0)
+        printf(o->json ? "{\"standby\": \"%s\", \"seconds\": %.3f}\n" : "%s runs it now (%.2f s)\n", to ? to : "the standby", s);
+    json_decref(job);
+    return rc;
+}
+
+const struct rp_verb rp_verb_failover = {
+    .name = "failover", .operands = "NAME", .min_operands = 1, .max_operands = 1,
+    .summary = "Hand a protected VM over to its standby, on purpose and without loss.",
+    .details = "The VM stands still for its last epoch, the lease is handed over, the standby goes on, and the VM's process here ends with exit "
+               "code 0. When the standby cannot, the VM goes on here. After the death of a host nothing has to be done: the standby takes over by itself.",
+    .groups = {RP_OPT_GROUP("Options", failover_options)},
+    .opts_size = sizeof(struct failover_opts), .defaults = &failover_defaults,
+    .run = run,
+};
