@@ -234,9 +234,21 @@ int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err)
 
 /* --- query-protect --- */
 
+/* [[upper bound in us, samples], …] by powers of two, those without samples left out. */
+static json_t *octaves(const struct rp_hist *h)
+{
+    json_t *all = json_array();
+    for (unsigned k = RP_HIST_OCTAVE_FIRST; k <= RP_HIST_OCTAVE_LAST; k++) {
+        uint64_t n = rp_hist_octave(h, k);
+        if (n)
+            json_array_append_new(all, json_pack("[f, I]", (double)(2ull << k) / 1000, (json_int_t)n));
+    }
+    return all;
+}
+
 static json_t *times(const struct rp_hist *h)
 {
-    return json_pack("{s:I, s:I, s:I, s:I}", "count", (json_int_t)atomic_load(&h->count), "p50-us", (json_int_t)(rp_hist_quantile(h, 0.5) / 1000),
+    return json_pack("{s:o, s:I, s:I, s:I, s:I}", "histogram-us", octaves(h), "count", (json_int_t)atomic_load(&h->count), "p50-us", (json_int_t)(rp_hist_quantile(h, 0.5) / 1000),
                      "p99-us", (json_int_t)(rp_hist_quantile(h, 0.99) / 1000), "max-us", (json_int_t)(atomic_load(&h->max) / 1000));
 }
 
