@@ -139,7 +139,7 @@ static void cycles(const char *guest, const char *cmdline, unsigned vcpus, int n
 
 static int count(int brief)
 {
-    const char *s = getenv("RP_LONG");
+    const char *s = getenv("CHECK_LONG");
 
     return s ? 200 : brief;
 }

@@ -1,4 +1,5 @@
 """A guest inside a lab host: the lab's guest image under `reprise`, or under Debian's QEMU to compare with."""
+import json
 import pathlib
 import shlex
 import time
@@ -11,6 +12,22 @@ SHELL_PORT = 2323
 REDIS_PORT = 6379
 # A guest's kernel says only what is bad; a panic resets, which the monitor reports.
 APPEND = "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off random.trust_cpu=on"
+
+# argv: socket, command. Runs in the host.
+QMP_CLIENT = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+f = s.makefile("rw")
+f.readline()
+for message in ('{"execute": "qmp_capabilities"}', sys.argv[2]):
+    f.write(message)
+    f.flush()
+    line = f.readline()
+    while '"event"' in line:
+        line = f.readline()
+print(line)
+"""
 
 
 class Guest:
@@ -34,6 +51,7 @@ class Guest:
         self.disk_mib = disk_mib
         self.append = " ".join([APPEND, *([f"ip={self.address}/16"] if net else []), f"mode={mode}", append]).strip()
         self.options = list(options)    # further words of `reprise run`
+        self.runtime = "/run/reprise"   # where its control socket is
         self.host = None
         self.job = None                 # the monitor; its output is the guest's console
         self.began = 0.0
@@ -120,6 +138,14 @@ class Guest:
         if rc.strip() != "0":
             raise self.lab.Failure(f"guest {self.name}: exit code {rc.strip()} from: {script}\n{text}")
         return text
+
+    def qmp(self, command, **arguments):
+        """One command to the VM's own control socket; its result, or the error's text as a string."""
+        message = json.dumps({"execute": command, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}})
+        output = self.host.run(f"python3 -c {shlex.quote(QMP_CLIENT)} {self.runtime}/{self.name}.sock {shlex.quote(message)}",
+                               timeout_s=60).output
+        answer = json.loads(output.strip().splitlines()[-1])
+        return answer["return"] if "return" in answer else answer["error"]["desc"]
 
     def kernel_log_must_be_clean(self):
         """Fail if the guest's kernel has complained since its boot (emulated processors make it warn then)."""

@@ -1,11 +1,13 @@
 """The unit and component tests, in a host: with a kernel that has RDMA and hardware KVM.
 
-tests=A,B: the names of the programs in build/tests/unit, as shell patterns; all of them unless given.
+tests=A,B: the names of the programs in build/tests/unit, as shell patterns; all of them unless given. filter=PATTERN: only
+the tests that match it (Criterion's SUITE/TEST). long=1: their long forms (CHECK_LONG). each=S: seconds per program (280).
 """
 import fnmatch
 import os
+import shlex
 
-TIMEOUT_S = 1200
+TIMEOUT_S = 3600
 
 
 def run(lab):
@@ -16,12 +18,21 @@ def run(lab):
     if not programs:
         raise lab.Skip(f"no test program in {folder} ('make unit' builds them)")
     (a,) = lab.hosts("a", cpus=2)
+    each = lab.word("each", 280)
+    settings = {"RP_GUESTS": "/mnt/build/guests", "RP_LINUX_KERNEL": "/mnt/images/vmlinux",
+                "RP_LINUX_INITRD": "/mnt/images/guest-base.cpio", "RP_RDMA_ADDRESS": a.repl_address}
+    if lab.word("long", 0):
+        settings["CHECK_LONG"] = "1"
+    env = shlex.join(f"{name}={value}" for name, value in settings.items())
     failed = []
     for program in programs:
-        result = a.run(f"cd /tmp && RP_GUESTS=/mnt/build/guests RP_RDMA_ADDRESS={a.repl_address} timeout 280 /mnt/build/tests/unit/{program} -j2",
-                       timeout_s=300, check=False)
+        options = f"--filter {shlex.quote(lab.word('filter', ''))}" if lab.word("filter", "") else ""
+        result = a.run(f"cd /tmp && {env} timeout {each} /mnt/build/tests/unit/{program} -j2 {options}", timeout_s=each + 20, check=False)
         last = [line for line in result.output.splitlines() if "Synthesis" in line][-1:]
         lab.log(f"{program}: {'passed' if result.rc == 0 else f'exit code {result.rc}'} {''.join(last)}")
+        for line in result.output.splitlines():
+            if "SKIP" in line or "RP_SEED=" in line:
+                lab.log(f"  {line}")
         if result.rc:
             failed.append(program)
             lab.log(result.output[-1500:])
