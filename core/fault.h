@@ -16,12 +16,15 @@
     X(4, IMAGE_APPLY, "image-apply")         /* applying a verified epoch fails before its first page */ \
     X(5, LOAD_SECTION, "load-section")       /* entering an epoch fails at a device */ \
     X(6, LINK_HELLO, "link-hello")           /* the link breaks before the first greeting */ \
-    X(7, LINK_LANE, "link-lane")             /* … before the lane joins */ \
-    X(8, LINK_RECORD, "link-record")         /* … before a lane's buffer is sent */ \
-    X(9, LINK_EPOCH_END, "link-epoch-end")   /* … before the bytes with an epoch's end are sent */ \
+    X(7, LINK_LANE, "link-lane")             /* a lane cannot join */ \
+    X(8, LINK_RECORD, "link-record")         /* a lane breaks before a frame is sent on it */ \
+    X(9, LINK_EPOCH_END, "link-epoch-end")   /* the link breaks before the bytes with an epoch's end are sent */ \
     X(10, LINK_ACK_SEND, "link-ack-send")    /* the standby holds the epoch but cannot say so */ \
     X(11, LINK_ACK_RECV, "link-ack-recv")    /* the acknowledgement arrives and is lost */ \
     X(12, LINK_HEARTBEAT, "link-heartbeat")  /* a heartbeat cannot be sent */ \
+    X(13, LINK_FRAME, "link-frame")          /* a lane breaks at the standby, in the middle of a frame */ \
+    X(14, LINK_PATH, "link-path")            /* the first path of the control connection breaks */ \
+    X(15, LINK_SPARE, "link-spare")          /* the spare way cannot be had */ \
     X(17, LEASE_ACQUIRE, "lease-acquire")    /* the lease cannot be acquired */ \
     X(18, LEASE_RENEW, "lease-renew")        /* … renewed */ \
     X(19, LEASE_RELEASE, "lease-release")    /* … released */ \

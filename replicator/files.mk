@@ -1,17 +1,22 @@
 replicator_SRCS := \
 	replicator/arena.c \
+	replicator/bundle.c \
 	replicator/capture.c \
 	replicator/control.c \
 	replicator/copy.c \
+	replicator/doors.c \
 	replicator/encoder.c \
 	replicator/engine.c \
 	replicator/fingerprint.c \
+	replicator/frame.c \
+	replicator/gather.c \
 	replicator/handshake.c \
 	replicator/journal.c \
 	replicator/lease.c \
 	replicator/lease_etcd.c \
 	replicator/lease_file.c \
 	replicator/lease_keeper.c \
+	replicator/link_connect.c \
 	replicator/link_recv.c \
 	replicator/link_sink.c \
 	replicator/policy.c \

@@ -108,7 +108,7 @@ static int check_hello(const uint8_t *msg, const struct rp_hello *h, const char 
         *why = "this is a reprise standby, and that was no greeting of its protocol";
     else if (h->version != RP_LINK_VERSION)
         *why = "the two sides speak different versions of the link protocol";
-    else if (h->role != RP_LINK_CONTROL && h->role != RP_LINK_LANE)
+    else if (h->role < RP_LINK_CONTROL || h->role > RP_LINK_PATH)
         *why = "unknown role";
     return *why ? -EPROTO : 0;
 }

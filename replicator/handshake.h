@@ -15,16 +15,20 @@
 #include "replicator/secret.h"
 #include "replicator/transport.h"
 
-#define RP_LINK_VERSION 1u
+#define RP_LINK_VERSION 2u
 #define RP_HANDSHAKE_TIMEOUT_MS 3000
 #define RP_REASON_MAX 128
 
-enum rp_link_role { RP_LINK_CONTROL = 1, RP_LINK_LANE = 2 };
+enum rp_link_role {
+    RP_LINK_CONTROL = 1,    /* opens a session */
+    RP_LINK_LANE = 2,       /* joins one: a lane */
+    RP_LINK_PATH = 3,       /* joins one: a further path of its control connection */
+};
 
 struct rp_hello {
     uint32_t version;       /* filled in by connect */
     uint32_t role;
-    uint32_t lanes;         /* control: how many lanes will follow; lane: its index */
+    uint32_t lanes;         /* control: how many lanes will follow at first; lane: its number */
     uint32_t heartbeat_ms;  /* control: what the primary sends and expects */
     uint8_t vm_id[16];
     char vm_name[64];

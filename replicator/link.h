@@ -1,23 +1,23 @@
 /*
- * link.h - a session between a primary and a standby: one control connection and N data lanes. docs/link.md.
+ * link.h - a session between a primary and a standby: a control connection and N data lanes. docs/link.md.
  *
- *   control   24-byte messages both ways: heartbeats, acknowledgements, goodbye
- *   lane 0    the epoch stream (core/stream.h) without RAM records that other lanes carry
- *   lane k    BEGIN, then for each epoch its EPOCH record and some of its RAM records
+ *   control   short messages both ways, on one path or two: heartbeats, acknowledgements, goodbye (control.h)
+ *   lanes     the epoch stream's records in numbered frames (frame.h), each on whichever lane has time for it
  *
- * An epoch is whole when lane 0's EPOCH_END has come and as many RAM records as it says, on whichever lanes. Each lane is
- * in order, a lane that is ahead waits for the others, so nothing of epoch n+1 is looked at before n is whole or lost.
- * The session ends as a whole: when any of its connections breaks, the standby keeps its newest whole epoch (INV-2).
+ * Any lane may die: what it carried is carried again by the others (bundle.h, gather.h). Beside rdma a spare lane and a
+ * second control path go over tcp: when rdma dies the session goes on there, and nothing is lost, not even the protection.
+ * What was lost is sought again in the background. The session ends when no lane or no path is left, or when all paths are
+ * silent; the standby then keeps its newest whole epoch (INV-2).
  */
 #ifndef RP_REPLICATOR_LINK_H
 #define RP_REPLICATOR_LINK_H
 
+#include "core/event.h"
 #include "core/histogram.h"
 #include "core/image.h"
 #include "core/sink.h"
+#include "replicator/bundle.h"
 #include "replicator/handshake.h"
-
-#define RP_LANES_MAX 16u
 
 /* Why the primary says goodbye. */
 enum rp_bye {
@@ -37,9 +37,14 @@ struct rp_link_config {
     unsigned heartbeat_ms;      /* 0: 20 */
     unsigned timeout_ms;        /* silence of the standby that ends the session; 0: 25 heartbeats, at least 500 */
     int connect_ms;             /* 0: 3000 */
+    bool have_spare;            /* for an rdma address the spare way is tcp to the same host and port unless given here */
+    struct rp_uri spare;
+    struct rp_events *events;   /* borrowed; may be NULL */
 };
 
-/* Connects and shakes hands on all connections (blocks). *held: the epoch of this VM the standby holds, 0: none. */
+/* Connects and shakes hands (blocks). A lane or a spare way that cannot be had is an event and is tried again later; without
+ * any lane the session fails. An rdma address that cannot be reached is replaced by the spare way, with an event.
+ * *held: the epoch of this VM the standby holds, 0: none. */
 int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, uint64_t *held, struct rp_error *err) RP_MUST_CHECK;
 /* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
@@ -51,10 +56,11 @@ int rp_link_sink_prepare(struct rp_sink *s, int timeout_ms, struct rp_error *err
 int rp_link_sink_wait_running(struct rp_sink *s, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 
 struct rp_link_stats {
-    uint64_t bytes;             /* on all lanes */
+    uint64_t bytes;             /* on all lanes; a frame that was carried twice counts twice */
     uint64_t rtt_ns;            /* of the last heartbeat, 0: none yet */
-    unsigned lanes;
-    const char *transport;
+    unsigned lanes;             /* that live and are used */
+    const char *transport;      /* of these: "rdma", or "tcp" when rdma has died */
+    uint64_t lanes_lost;        /* since the session began */
 };
 void rp_link_sink_stats(struct rp_sink *s, struct rp_link_stats *out);
 
@@ -83,7 +89,7 @@ struct rp_link_recv_config {
     struct rp_secret key;
     char vm_name[64];           /* the VM this standby waits for; empty: whichever comes first */
     unsigned timeout_ms;        /* silence that means the primary is dead; 0: 4 of its heartbeats */
-    struct rp_image *image;     /* borrowed; fed under the session's lock */
+    struct rp_image *image;     /* borrowed; while serving it belongs to the lanes' threads, one at a time */
     /* After each applied epoch, from a lane's thread, before it is acknowledged: < 0 ends the session. May be NULL. */
     int (*applied)(void *ctx, struct rp_image *image, struct rp_error *err);
     /* A primary has proven itself and asks to be served: < 0 with the reason in err refuses it. From the thread that
@@ -93,7 +99,8 @@ struct rp_link_recv_config {
     void (*alone)(void *ctx);
     void *ctx;
 };
-/* Owns the listener. */
+/* Owns the listener. One that listens on rdma is given a tcp one on the same address, for the spare way (when the port is
+ * free: a warning says so otherwise). */
 int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config *cfg, struct rp_link_recv **out, struct rp_error *err) RP_MUST_CHECK;
 /* Waits for a session and serves it until it ends. Strangers are refused on the way, one after the other.
  * The control connection of a session that ended FINAL stays open, and its beat goes on, for rp_link_recv_running. */

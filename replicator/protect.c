@@ -397,6 +397,7 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
         free(p);
         return rc;
     }
+    p->cfg.link.events = events;
     memcpy(p->cfg.link.vm_id, p->info.vm_id, sizeof(p->cfg.link.vm_id));
     memcpy(p->cfg.link.vm_name, p->info.name, sizeof(p->cfg.link.vm_name));
     pthread_mutex_init(&p->lock, NULL);

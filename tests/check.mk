@@ -8,7 +8,7 @@ check-guests: guests test-tools
 	tests/guests/test-qemu
 
 # Where threads meet, under the thread sanitizer (tests/tsan says why not with Criterion).
-TSAN_TESTS := test_engine test_encoder test_link
+TSAN_TESTS := test_engine test_encoder test_link test_lanes
 .PHONY: check-thread
 check-thread:
 	$(MAKE) SAN=thread $(addprefix build-thread/tests/unit/,$(TSAN_TESTS))

@@ -3,6 +3,7 @@ unit_SRCS := tests/unit/test_engine.c
 unit_SRCS += tests/unit/test_encoder.c
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
+unit_SRCS += tests/unit/test_lanes.c
 unit_SRCS += tests/unit/test_rdma.c
 unit_SRCS += tests/unit/test_replica.c
 # core
