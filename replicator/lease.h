@@ -82,6 +82,11 @@ int rp_lease_acquire(struct rp_lease *l, int timeout_ms, const _Atomic bool *can
                      struct rp_error *err) RP_MUST_CHECK;
 /* -ESTALE: the deadline has passed or another term exists: the lease is lost for good. Other errors: may be tried again. */
 int rp_lease_renew(struct rp_lease *l, uint64_t *deadline_ns, struct rp_error *err) RP_MUST_CHECK;
+/* What is held is not used any more, and only another term will do; it expires by itself. */
+static inline void rp_lease_forget(struct rp_lease *l)
+{
+    l->term = l->deadline_ns = 0;
+}
 /* The holder goes on with the next term at once (L5). Whoever stands by with an epoch of the term before sees that it was
  * left behind. -ESTALE: the lease is lost for good; -EBUSY: somebody was faster, likewise lost. Other errors: the term held
  * stays, until its deadline. */

@@ -38,3 +38,4 @@ $(BUILD)/tests/unit/test_golden: | $(GOLDEN)
 unit_SRCS += tests/unit/test_virtio_console.c
 unit_SRCS += tests/unit/test_virtio_vsock.c
 unit_SRCS += tests/unit/test_no_lost_page.c
+unit_SRCS += tests/unit/test_fence.c

@@ -25,6 +25,7 @@ struct rp_fence {
     pthread_cond_t change;
     bool stop;                  /* lock */
     enum rp_fence_state state;  /* lock */
+    uint64_t turn;              /* lock: grows with each change of state: "the same state" may be another one */
     uint64_t follow;            /* lock: WAITING: the term that has to precede ours; 0: any */
     uint64_t term;              /* lock: ours when HELD, else the newest seen */
     uint64_t deadline_ns;       /* lock: of the outputs */
@@ -51,6 +52,7 @@ static void set_deadline(struct rp_fence *f, uint64_t deadline_ns)
 static void set_state(struct rp_fence *f, enum rp_fence_state s)
 {
     f->state = s;
+    f->turn++;
     if (s != RP_FENCE_HELD)
         set_deadline(f, RP_OUTPUTS_SHUT);
     pthread_cond_broadcast(&f->change);
@@ -119,7 +121,7 @@ static int keep(struct rp_fence *f, const struct rp_lease_grant *g, struct rp_er
     struct rp_lease_keeper *k;
     /* HELD first: the keeper may say at once that it is lost. */
     pthread_mutex_lock(&f->lock);
-    f->state = RP_FENCE_HELD;
+    set_state(f, RP_FENCE_HELD);
     f->term = g->term;
     snprintf(f->holder, sizeof(f->holder), "%s", f->lease->owner);
     rp_error_clear(&f->why);
@@ -240,9 +242,10 @@ static unsigned step(struct rp_fence *f)
         if (unkeep(f, false, NULL) < 0) {
             /* nothing is released */
         }
+        rp_lease_forget(f->lease);      /* a moment of it may be left; not enough to begin anything */
         pthread_mutex_lock(&f->lock);
         if (f->state == RP_FENCE_LOST)
-            f->state = RP_FENCE_WAITING;
+            set_state(f, RP_FENCE_WAITING);
         pthread_mutex_unlock(&f->lock);
         ms = 1;
     } else if (s == RP_FENCE_WAITING) {
@@ -263,11 +266,11 @@ static void *fence_main(void *arg)
     struct rp_fence *f = arg;
     pthread_mutex_lock(&f->lock);
     while (!f->stop) {
-        enum rp_fence_state before = f->state;
+        uint64_t before = f->turn;
         pthread_mutex_unlock(&f->lock);
         unsigned ms = step(f);
         pthread_mutex_lock(&f->lock);
-        if (!f->stop && f->state == before)
+        if (!f->stop && f->turn == before)
             sleep_ms(f, ms);
     }
     pthread_mutex_unlock(&f->lock);
