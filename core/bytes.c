@@ -22,7 +22,7 @@ int rp_buf_reserve(struct rp_buf *b, size_t more)
         b->failed = true;
         return -ENOMEM;
     }
-    if (need <= b->cap)
+    if (b->data && need <= b->cap)     /* nothing of nothing is memory, too: NULL means that there is none */
         return 0;
     size_t cap = b->cap ? b->cap : 256;
     while (cap < need)

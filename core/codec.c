@@ -122,7 +122,7 @@ uint32_t rp_delta_encode(const uint8_t *parent, const uint8_t *page, uint8_t *ou
         n += end - start;
         at = end;
     }
-    if (n == 0) {                   /* equal pages: one empty run, so that a delta is never empty */
+    if (n == 0 && limit > 2) {      /* equal pages: one empty run, so that a delta is never empty */
         out[n++] = 0;
         out[n++] = 0;
     }

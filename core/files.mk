@@ -19,3 +19,6 @@ core_SRCS := \
 	core/stream.c \
 	core/xxh3.c \
 	core/xxh3_avx2.c
+
+# Called only where the processor has it (core/xxh3.c).
+$(BUILD)/core/xxh3_avx2.o: CFLAGS += -mavx2

@@ -1,5 +1,4 @@
-/* XXH3 built for AVX2, whatever the rest is built for; see xxh3.h. */
-#pragma GCC target("avx2")
+/* XXH3 built for AVX2 (files.mk), whatever the rest is built for; see xxh3.h. */
 #define XXH_VECTOR XXH_AVX2
 #include "core/xxh3_impl.h"
 

@@ -28,3 +28,7 @@ lab-smoke: all
 check: check-cli
 check-cli: all
 	python3 tests/cli/bad_use.py $(BUILD)/reprise build/guests
+
+# Writes golden streams; linked with the library.
+$(BUILD)/tests/golden/make: $(BUILD)/tests/golden/make.o $(TOOLS_LIBS)
+	$(CC) $(LDFLAGS) -o $@ $< $(TOOLS_LIBS) $(LDLIBS)

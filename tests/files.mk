@@ -39,3 +39,4 @@ unit_SRCS += tests/unit/test_virtio_console.c
 unit_SRCS += tests/unit/test_virtio_vsock.c
 unit_SRCS += tests/unit/test_no_lost_page.c
 unit_SRCS += tests/unit/test_fence.c
+unit_SRCS += tests/unit/test_boot.c

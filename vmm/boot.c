@@ -147,7 +147,10 @@ int rp_boot_load(struct rp_guest_ram *ram, const struct rp_boot_config *cfg, str
     rc = rp_boot_open(cfg->kernel, "kernel", &f, err);
     if (rc < 0)
         return rc;
-    rc = rp_boot_read(&f, 0, magic, sizeof magic, "magic", err);
+    if (f.size < sizeof magic)
+        rc = rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "kernel %s: not a kernel (it has %" PRIu64 " bytes)", f.path, f.size);
+    else
+        rc = rp_boot_read(&f, 0, magic, sizeof magic, "magic", err);
     if (rc == 0)
         rc = memcmp(magic, "\177ELF", 4) == 0 ? rp_boot_elf(&f, cfg, ram, out, err) : rp_boot_bzimage(&f, cfg, ram, out, err);
     rp_boot_close(&f);

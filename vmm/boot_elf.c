@@ -133,6 +133,15 @@ static int find_entry(const struct elf *e, uint32_t *entry, struct rp_error *err
     return rc;
 }
 
+/* An entry outside of what was loaded would run whatever lies there. */
+static bool loaded(const struct elf *e, uint32_t entry)
+{
+    for (unsigned i = 0; i < e->n; i++)
+        if (e->ph[i].type == PT_LOAD && entry >= e->ph[i].paddr && entry - e->ph[i].paddr < e->ph[i].memsz)
+            return true;
+    return false;
+}
+
 /* struct hvm_start_info, version 1, with its module list and memory map behind it. */
 static int put_start_info(struct rp_guest_ram *ram, const struct rp_boot_config *cfg, const struct rp_boot_initrd *rd,
                           struct rp_error *err)
@@ -188,6 +197,8 @@ int rp_boot_elf(const struct rp_boot_file *f, const struct rp_boot_config *cfg, 
         rc = find_entry(&e, &entry, err);
     if (rc == 0)
         rc = load_segments(&e, ram, err);
+    if (rc == 0 && !loaded(&e, entry))
+        rc = bad(&e, "its PVH entry lies outside of its segments", err);
     if (rc == 0 && cfg->initrd)
         rc = rp_boot_load_initrd(cfg->initrd, ram, e.end, UINT32_MAX, &rd, err);
     if (rc == 0)

@@ -170,6 +170,16 @@ static void *loop_main(void *arg)
     return NULL;
 }
 
+bool rp_loop_turn(struct rp_loop *l)
+{
+    struct epoll_event ev[BATCH];
+    int n = epoll_wait(l->epfd, ev, BATCH, 0);
+
+    if (n > 0)
+        run_batch(l, ev, n);
+    return n > 0;
+}
+
 int rp_loop_start(struct rp_loop *l, struct rp_error *err)
 {
     sigset_t all, old;

@@ -8,6 +8,7 @@
 #include "core/error.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct rp_loop;
@@ -18,6 +19,8 @@ int rp_loop_create(pthread_mutex_t *lock, struct rp_loop **out, struct rp_error 
 void rp_loop_destroy(struct rp_loop *l);                /* after rp_loop_stop */
 int rp_loop_start(struct rp_loop *l, struct rp_error *err) RP_MUST_CHECK;   /* starts the thread "io" */
 void rp_loop_stop(struct rp_loop *l);                   /* flag + eventfd, join */
+/* Instead of the thread (fuzzers: one input after the other, no races): runs what is ready now; false when nothing was. */
+bool rp_loop_turn(struct rp_loop *l);
 
 /* Machine lock held, or before start. The descriptor stays the caller's; remove before closing it. A callback
  * never runs after rp_loop_remove returned. */

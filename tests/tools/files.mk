@@ -10,7 +10,3 @@ $(foreach t,$(TEST_TOOLS),$(eval $(call test_tool_rule,$(t))))
 
 .PHONY: test-tools
 test-tools: $(foreach t,$(TEST_TOOLS),$(call test_tool,$(t)))
-
-# Writes golden streams; linked with the library.
-$(BUILD)/tests/golden/make: $(BUILD)/tests/golden/make.o $(TOOLS_LIBS)
-	$(CC) $(LDFLAGS) -o $@ $< $(TOOLS_LIBS) $(LDLIBS)
