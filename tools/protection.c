@@ -289,7 +289,7 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
                                              (int)s->link.lanes, "bytes", (json_int_t)s->link.bytes, "rtt-us", (json_int_t)(s->link.rtt_ns / 1000)));
 }
 
-static json_t *lease(struct rp_vm *vm)
+json_t *rp_protection_lease(struct rp_vm *vm)
 {
     struct rp_fence_info f;
     if (!vm->fence)
@@ -310,7 +310,7 @@ json_t *rp_protection_query(struct rp_vm *vm)
     if (p && p->protect)
         rp_protect_status(p->protect, s);
     json_t *o = json_pack("{s:s, s:I, s:o?}", "state", rp_protect_state_name(s->state), "epoch",
-                          (json_int_t)(s->newest_epoch > vm->epoch ? s->newest_epoch : vm->epoch), "lease", lease(vm));
+                          (json_int_t)(s->newest_epoch > vm->epoch ? s->newest_epoch : vm->epoch), "lease", rp_protection_lease(vm));
     if (p && o) {
         json_object_set_new(o, "standby", json_string(s->uri));
         json_object_set_new(o, "since-ms", json_integer((json_int_t)((rp_wall_ns() - s->since_wall_ns) / 1000000)));

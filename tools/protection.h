@@ -20,6 +20,8 @@ bool rp_protection_active(const struct rp_vm *vm);
 int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 /* The VM was handed to the standby and runs there. */
 bool rp_protection_switched(const struct rp_vm *vm);
+/* The lease's part of it; null without one. */
+json_t *rp_protection_lease(struct rp_vm *vm);
 /* For query-protect. */
 json_t *rp_protection_query(struct rp_vm *vm);
 

@@ -7,6 +7,7 @@
 #include "replicator/link.h"
 #include "tools/enter.h"
 #include "tools/notify.h"
+#include "tools/protection.h"
 #include "tools/vm_fence.h"
 
 #include <errno.h>
@@ -324,6 +325,7 @@ static void takeover(struct rp_standby *s)
     bool handed_over = state_of(s) == HANDED_OVER;
     end_serving(s, !handed_over);
     set_state(s, TAKING);
+    rp_events_emit(vm->events, s->epoch, "LEASE_HELD", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
     int rc = enter(s, &err);
     uint64_t entered = rp_clock_ns();
     if (rc == 0)
@@ -463,5 +465,7 @@ json_t *rp_standby_query(struct rp_vm *vm)
                           "epoch-ms-ago", (json_int_t)(s->epoch && now > s->epoch_wall_ns ? (now - s->epoch_wall_ns) / 1000000 : 0),
                           "since-ms", (json_int_t)((now - s->since_wall_ns) / 1000000), "last-session", s->why);
     pthread_mutex_unlock(&s->lock);
+    if (o)
+        json_object_set_new(o, "lease", rp_protection_lease(vm));
     return o;
 }

@@ -1,5 +1,6 @@
 /* `reprise status`: one VM in detail, or all in a table. */
 #include "tools/client.h"
+#include "tools/protect_text.h"
 #include "tools/runtime.h"
 #include "tools/verbs.h"
 
@@ -59,24 +60,6 @@ static long long num(const json_t *o, const char *key)
     return json_integer_value(json_object_get(o, key));
 }
 
-/* A value of any kind behind its name; objects become "name.key" lines. */
-static void print_tree(const char *prefix, json_t *value)
-{
-    const char *key;
-    json_t *v;
-    if (json_is_object(value)) {
-        json_object_foreach(value, key, v) {
-            char name[128];
-            snprintf(name, sizeof(name), "%s.%s", prefix, key);
-            print_tree(name, v);
-        }
-        return;
-    }
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-    printf("  %-24s %s\n", prefix, json_is_string(value) ? json_string_value(value) : text ? text : "?");
-    free(text);
-}
-
 static void print_one(json_t *vm)
 {
     size_t i;
@@ -84,7 +67,7 @@ static void print_one(json_t *vm)
     printf("%s: %s%s%s\n", str(vm, "name"), str(vm, "status"), *str(vm, "failure") ? ": " : "", str(vm, "failure"));
     if (json_object_get(vm, "standby")) {
         printf("  %-24s %lld\n", "pid", num(vm, "pid"));
-        print_tree("standby", json_object_get(vm, "standby"));
+        rp_standby_print(json_object_get(vm, "standby"));
         return;
     }
     printf("  %-24s %s\n  %-24s %lld\n", "uuid", str(vm, "uuid"), "pid", num(vm, "pid"));
@@ -101,7 +84,7 @@ static void print_one(json_t *vm)
     json_array_foreach(json_object_get(vm, "jobs"), i, v)
         printf("  %-24s %s%s%s\n", str(v, "id"), str(v, "status"), *str(v, "error") ? ": " : "", str(v, "error"));
     if (json_object_get(vm, "protect"))
-        print_tree("protect", json_object_get(vm, "protect"));
+        rp_protect_print(json_object_get(vm, "protect"));
 }
 
 static int print_json(json_t *j, struct rp_error *err)

@@ -1,0 +1,164 @@
+/* `reprise history` and `reprise explain`: what happened to a VM, on whichever hosts, and why (INV-7). */
+#include "tools/client.h"
+#include "tools/verbs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct history_opts {
+    unsigned max;
+    bool json;
+};
+
+static const struct history_opts history_defaults = {.max = 512};
+static const struct history_opts explain_defaults = {.max = 10};
+
+#define AT(member) .offset = offsetof(struct history_opts, member)
+static const struct rp_opt history_options[] = {
+    {.name = "max", .arg = "N", .kind = RP_OPT_UINT, AT(max), .min = 1, .max = 512, .help = "At most the N newest; history: 512, explain: 10."},
+    {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Print JSON for programs."},
+};
+
+/* Events that are decisions, and what the sentence begins with. */
+static const struct { const char *name, *says; } decisions[] = {
+    {"PROTECTED", "protected from here on"},
+    {"PROTECT_LOST", "the standby was lost"},
+    {"UNPROTECTED", "protection ended"},
+    {"OUTPUTS_OPEN", "outputs that were held may leave"},
+    {"LEASE_HELD", "the lease was taken"},
+    {"LEASE_ADVANCED", "the lease moved to its next term"},
+    {"LEASE_LOST", "the lease was lost, outputs were shut"},
+    {"LEASE_REGAINED", "the lease is held again, and nobody was in between"},
+    {"LEASE_NOT_RELEASED", "the lease could not be given up"},
+    {"CHECKPOINT_DELAYED", "a cut was put off"},
+    {"SWITCHED", "handed over to the standby"},
+    {"SWITCHED_HERE", "taken over from a source that handed it over"},
+    {"TAKEN_OVER", "taken over from a primary that was lost"},
+    {"STANDBY_BEHIND", "the standby may not run what it holds"},
+    {"STANDBY_FORGOT", "the standby forgot what it held"},
+    {"PRIMARY_LOST", "the standby lost its primary"},
+    {"CODEC", "a codec was switched"},
+    {"THROTTLE", "the guest was slowed down"},
+    {"LANE_LOST", "a connection of the link was lost"},
+    {"STOP", "paused"},
+    {"RESUME", "runs"},
+};
+
+static const char *str(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static const char *says(const char *name)
+{
+    for (size_t i = 0; i < sizeof(decisions) / sizeof(decisions[0]); i++)
+        if (strcmp(decisions[i].name, name) == 0)
+            return decisions[i].says;
+    return NULL;
+}
+
+static void print_when(const json_t *e)
+{
+    json_int_t ns = json_integer_value(json_object_get(e, "wall-ns"));
+    time_t s = (time_t)(ns / 1000000000);
+    struct tm tm;
+    char text[32] = "?";
+    if (localtime_r(&s, &tm))
+        strftime(text, sizeof(text), "%F %T", &tm);
+    printf("%s.%03d  %-10s", text, (int)(ns / 1000000 % 1000), str(e, "host"));
+}
+
+static void print_data(json_t *data, bool reason_last)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach(data, key, v) {
+        if (reason_last && strcmp(key, "reason") == 0)
+            continue;
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        printf(" %s=%s", key, json_is_string(v) ? json_string_value(v) : text ? text : "?");
+        free(text);
+    }
+}
+
+static void print_event(const json_t *e)
+{
+    print_when(e);
+    printf("%8lld  %-20s", (long long)json_integer_value(json_object_get(e, "epoch")), str(e, "name"));
+    print_data(json_object_get(e, "data"), false);
+    putchar('\n');
+}
+
+/* One sentence: what was decided, and the reason that was kept with it. */
+static void print_decision(const json_t *e)
+{
+    json_t *data = json_object_get(e, "data");
+    const char *reason = str(data, "reason"), *then = str(data, "then");
+    print_when(e);
+    printf("  %s%s%s%s%s", says(str(e, "name")), *reason ? ", because " : "", reason, *then ? "; then: " : "", then);
+    if (!*reason) {
+        printf(" (");
+        print_data(data, true);
+        printf(" )");
+    }
+    putchar('\n');
+}
+
+/* The newest `max` that `wanted` accepts, "event" renamed to "name" as the other verbs have it. */
+static json_t *pick(json_t *all, unsigned max, bool decisions_only)
+{
+    json_t *out = json_array();
+    for (size_t i = json_array_size(all); i-- > 0 && json_array_size(out) < max;) {
+        json_t *e = json_array_get(all, i);
+        if (decisions_only && !says(str(e, "event")))
+            continue;
+        json_t *copy = json_copy(e);
+        json_object_set(copy, "name", json_object_get(e, "event"));
+        json_object_del(copy, "event");
+        json_array_insert_new(out, 0, copy);
+    }
+    return out;
+}
+
+static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands, struct rp_error *err)
+{
+    (void)n;
+    const struct history_opts *o = opts;
+    bool explain = v == &rp_verb_explain;
+    struct rp_client *c = NULL;
+    json_t *all = NULL, *e;
+    size_t i;
+    int rc = rp_client_open(operands[0], &c, err);
+    if (rc == 0)
+        rc = rp_client_call(c, "query-history", NULL, &all, err);
+    rp_client_close(c);
+    if (rc < 0)
+        return rc;
+    json_t *list = pick(all, o->max, explain);
+    if (o->json) {
+        rc = json_dumpf(list, stdout, JSON_INDENT(2)) < 0 ? rp_error_set(err, EIO, "standard output: the JSON could not be written") : 0;
+        putchar('\n');
+    } else {
+        json_array_foreach(list, i, e)
+            (explain ? print_decision : print_event)(e);
+    }
+    json_decref(list);
+    json_decref(all);
+    return rc < 0 ? rc : RP_EXIT_DONE;
+}
+
+const struct rp_verb rp_verb_history = {
+    .name = "history", .operands = "NAME", .min_operands = 1, .max_operands = 1,
+    .summary = "Show what happened to a VM, oldest first; its history travels with it from host to host.",
+    .groups = {RP_OPT_GROUP("Options", history_options)},
+    .opts_size = sizeof(struct history_opts), .defaults = &history_defaults, .run = run,
+};
+const struct rp_verb rp_verb_explain = {
+    .name = "explain", .operands = "NAME", .min_operands = 1, .max_operands = 1,
+    .summary = "Show the newest decisions about a VM, each with its reason.",
+    .groups = {RP_OPT_GROUP("Options", history_options)},
+    .opts_size = sizeof(struct history_opts), .defaults = &explain_defaults, .run = run,
+};
