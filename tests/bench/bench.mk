@@ -8,3 +8,9 @@ $(BUILD)/tests/bench/bench-engine: $(BENCH_OBJS) $(LIBS)
 
 bench-engine: $(BUILD)/tests/bench/bench-engine
 	$<
+
+# One side of a link, for scenarios with two hosts.
+LINK_PEER_OBJS := $(addprefix $(BUILD)/tests/bench/,link_peer.o source.o)
+$(BUILD)/tests/bench/link-peer: $(LINK_PEER_OBJS) $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $(LINK_PEER_OBJS) $(LIBS) $(LDLIBS)
+test-tools: $(BUILD)/tests/bench/link-peer
