@@ -285,8 +285,9 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
     json_object_set_new(o, "codecs", codecs(&e->encode));
     json_object_set_new(o, "unchanged-pages", json_integer((json_int_t)atomic_load(&e->encode.unchanged)));
     json_object_set_new(o, "memory-bytes", json_integer((json_int_t)e->arena_bytes));
-    json_object_set_new(o, "link", json_pack("{s:s, s:i, s:I, s:I}", "transport", s->link.transport ? s->link.transport : "", "streams",
-                                             (int)s->link.lanes, "bytes", (json_int_t)s->link.bytes, "rtt-us", (json_int_t)(s->link.rtt_ns / 1000)));
+    json_object_set_new(o, "link", json_pack("{s:s, s:i, s:I, s:I, s:I}", "transport", s->link.transport ? s->link.transport : "", "streams",
+                                             (int)s->link.lanes, "bytes", (json_int_t)s->link.bytes, "rtt-us", (json_int_t)(s->link.rtt_ns / 1000),
+                                             "lanes-lost", (json_int_t)s->link.lanes_lost));
 }
 
 json_t *rp_protection_lease(struct rp_vm *vm)

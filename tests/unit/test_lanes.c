@@ -393,12 +393,14 @@ static void arm(const char *text)
 }
 
 /* A pair over rdma where there is one (with tcp beside it), else over tcp with a second way to the same door. */
-static void pair_start(struct pair *p, unsigned lanes, bool spare)
+static void pair_start_to(struct pair *p, unsigned lanes, bool spare, const char *primary_scheme)
 {
     struct rp_error err = {0};
     char text[100];
     const char *rdma = getenv("RP_RDMA_ADDRESS");
     memset(p, 0, sizeof(*p));
+    if (primary_scheme)
+        rdma = NULL;
     snprintf(text, sizeof(text), "%s://%s:%d", rdma && spare ? "rdma" : "tcp", rdma ? rdma : "127.0.0.1", 20000 + getpid() % 20000);
     cr_assert_eq(rp_uri_parse(text, &p->uri, &err), 0);
     struct rp_image_ops ops = {.ctx = p, .ram = pair_ram};
@@ -413,12 +415,22 @@ static void pair_start(struct pair *p, unsigned lanes, bool spare)
     struct rp_link_config cfg = {.uri = p->uri, .vm_name = "fake", .lanes = lanes, .timeout_ms = 20000, .connect_ms = 10000,
                                  .have_spare = spare, .spare = p->uri, .events = p->events};
     cfg.spare.scheme = RP_URI_TCP;
+    if (primary_scheme) {
+        snprintf(text, sizeof(text), "%s://127.0.0.1:%s", primary_scheme, p->uri.port);
+        cr_assert_eq(rp_uri_parse(text, &cfg.uri, &err), 0);
+        cfg.have_spare = false;
+    }
     uint64_t held;
     memset(cfg.vm_id, 7, sizeof(cfg.vm_id));
     cr_assert_eq(rp_link_sink_create(&cfg, &p->sink, &held, &err), 0, "%s", err.text);
     struct rp_engine_config ec = {.goal.epoch_ns = 2000000};
     cr_assert_eq(rp_engine_create(&p->f.base, p->sink, RP_RUN_CONTINUOUS, &ec, p->events, &p->e, &err), 0);
     cr_assert_eq(rp_engine_start(p->e, NULL, NULL, &err), 0, "%s", err.text);
+}
+
+static void pair_start(struct pair *p, unsigned lanes, bool spare)
+{
+    pair_start_to(p, lanes, spare, NULL);
 }
 
 static uint64_t committed(struct pair *p)
@@ -603,4 +615,17 @@ Test(lanes, the_last_lane_ends_the_session)
     rp_engine_destroy(p.e);
     p.sink->ops->destroy(p.sink);
     fake_stop(&p.f);
+}
+
+/* An rdma address where there is no rdma (the loopback has none): the session opens over tcp and says so. */
+Test(lanes, INV7_rdma_that_cannot_be_had_is_replaced_and_said)
+{
+    static struct pair p;
+    struct rp_link_stats st;
+    pair_start_to(&p, 2, false, "rdma");
+    cr_assert_eq(seen(&p, "TRANSPORT_DEGRADED"), 1);
+    must_commit(&p, 20);
+    rp_link_sink_stats(p.sink, &st);
+    cr_assert_str_eq(st.transport, "tcp");
+    pair_end(&p);
 }
