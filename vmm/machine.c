@@ -57,6 +57,11 @@ void rp_machine_run(struct rp_machine *m)
     for (unsigned i = 0; i < m->ndevices; i++)
         if (m->devices[i].ops->start)
             m->devices[i].ops->start(m->devices[i].dev);
+    /* Not before it runs: until then somebody else may have its addresses. */
+    for (unsigned i = 0; i < m->ndevices && m->announce_due; i++)
+        if (m->devices[i].ops->announce)
+            m->devices[i].ops->announce(m->devices[i].dev);
+    m->announce_due = false;
     pthread_mutex_unlock(&m->lock);
     m->running = true;
     rp_vcpus_go(m->vcpus);

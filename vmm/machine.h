@@ -108,7 +108,7 @@ void rp_machine_output_stats(struct rp_machine *m, struct rp_gate_stats *out);
 /* The machine's RAM, for an image that is loaded straight into it. */
 struct rp_guest_ram *rp_machine_ram(struct rp_machine *m);
 /* Loads every section into vCPUs and devices (order and reasons: docs/state.md). RAM holds the epoch already. The
- * machine is then PAUSED. On error it is to be destroyed. `moved`: announce addresses, new generation id. */
+ * machine is then PAUSED. On error it is to be destroyed. `moved`: a new generation id, and addresses are announced when it runs. */
 int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const struct rp_epoch_trailer *t,
                      bool moved, struct rp_error *err) RP_MUST_CHECK;
 

@@ -74,6 +74,7 @@ struct rp_machine {
     bool started;                       /* control: threads are up */
     bool cut;                           /* control: between a source's cut and resume */
 
+    bool announce_due;                  /* control: it was entered elsewhere, and has not run yet */
     bool running;                       /* control: the vCPUs were told to go */
     char failure[192];                  /* written before state becomes FAILED */
 

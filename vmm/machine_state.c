@@ -277,15 +277,6 @@ static int no_strangers(const struct rp_machine *m, const struct rp_sections *s,
     return 0;
 }
 
-static void announce(struct rp_machine *m)
-{
-    if (m->vmgenid)
-        rp_vmgenid_renew(m->vmgenid);
-    for (unsigned i = 0; i < m->ndevices; i++)
-        if (m->devices[i].ops->announce)
-            m->devices[i].ops->announce(m->devices[i].dev);
-}
-
 int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const struct rp_epoch_trailer *t, bool moved,
                      struct rp_error *err)
 {
@@ -305,7 +296,8 @@ int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const st
     if (rc == 0)
         rc = enter_vcpus(m, s, err);
     if (rc == 0 && moved)
-        announce(m);
+        rp_vmgenid_renew(m->vmgenid);
+    m->announce_due = rc == 0 && moved;
     pthread_mutex_unlock(&m->lock);
     if (rc == 0) {
         if (m->events && rp_sections_find(s, "history", 0, &sec))

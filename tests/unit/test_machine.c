@@ -1,6 +1,10 @@
 /* A machine with a native guest: it starts, pauses, resumes, is cut and entered again. */
 #include "tests/unit/native.h"
 
+#include "vmm/vmgenid.h"
+
+#include <sys/socket.h>
+
 static struct rp_machine *boot(const char *guest, const char *cmdline, unsigned vcpus, uint64_t mib)
 {
     struct rp_machine_config cfg = native_config(guest, cmdline, vcpus, mib);
@@ -93,12 +97,14 @@ static void same_ram(const struct rp_ram_view *a, const struct rp_ram_view *b, u
     }
 }
 
-/* Cuts `from`, makes a new machine from it and checks that its RAM is the same; ends `from`. */
-static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
+/* Cuts `from`, makes a new machine from it and checks that its RAM is the same; ends `from`. It is paused. */
+static struct rp_machine *enter_anew(struct rp_machine *from, uint64_t epoch, int nic_fd)
 {
     struct rp_source *src = rp_machine_source(from);
     struct rp_sections sections = {0};
-    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true};
+    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true, .nnics = nic_fd >= 0,
+                                    .nics[0] = {.kind = RP_NIC_FD, .fd = nic_fd}};
+    uint8_t id[16], *at;
     struct rp_epoch_trailer t = {.number = epoch};
     struct rp_pageset dirty;
     struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = epoch};
@@ -114,18 +120,30 @@ static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
     b = &rp_machine_ram(to)->view;
     for (uint32_t i = 0; i < a->nregions; i++)
         memcpy(rp_ram_page(b, a->regions[i].gfn), rp_ram_page(a, a->regions[i].gfn), a->regions[i].pages << RP_PAGE_SHIFT);
-    cr_assert_eq(rp_machine_enter(to, &sections, &t, false, &err), 0, "%s", err.text);
+    at = rp_ram_page(b, RP_VMGENID_GPA >> RP_PAGE_SHIFT);
+    memcpy(id, at, sizeof id);
+    cr_assert_eq(rp_machine_enter(to, &sections, &t, nic_fd >= 0, &err), 0, "%s", err.text);
+    cr_assert_eq(memcmp(id, at, sizeof id) != 0, nic_fd >= 0, "the VM generation id changes when it moved, and only then");
+    memcpy(at, id, sizeof id);
     same_ram(a, b, epoch);
     rp_machine_destroy(from);
     rp_sections_fini(&sections);
     rp_pageset_fini(&dirty);
+    return to;
+}
+
+static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
+{
+    struct rp_machine *to = enter_anew(from, epoch, -1);
+    struct rp_error err = {0};
+
     cr_assert_eq(rp_machine_resume(to, &err), 0, "%s", err.text);
     return to;
 }
 
 static void cycles(const char *guest, const char *cmdline, unsigned vcpus, int n)
 {
-    struct rp_machine *m = boot(guest, cmdline, vcpus, 64);
+    struct rp_machine *m = boot(guest, cmdline, vcpus, 24);   /* MiB: all of it is copied and compared at every cut */
 
     for (int i = 1; i <= n; i++) {
         for (unsigned v = 0; v < vcpus; v++)
@@ -144,14 +162,57 @@ static int count(int brief)
     return s ? 200 : brief;
 }
 
-Test(machine, is_cut_and_entered_again, .timeout = 300)
+Test(machine, is_cut_and_entered_again, .timeout = 1800)
 {
     need_kvm("dirtier");
-    cycles("dirtier", "ws=16M rate=20000", 1, count(10));
+    cycles("dirtier", "ws=8M rate=4000", 1, count(10));
 }
 
-Test(machine, is_cut_and_entered_again_smp, .timeout = 300)
+Test(machine, is_cut_and_entered_again_smp, .timeout = 1800)
 {
     need_kvm("dirtier");
-    cycles("dirtier", "ws=16M rate=20000 smp=2", 2, count(10));
+    cycles("dirtier", "ws=8M rate=4000 smp=2", 2, count(10));
+}
+
+/* Reads the wire until both were seen: the VMM's reverse ARP and the guest's own announcement. */
+static void wait_announced(int wire)
+{
+    uint64_t until = rp_clock_ns() + 10000000000u;
+    bool rarp = false, arp = false;
+    uint8_t f[2048];
+
+    while (!rarp || !arp) {
+        cr_assert(rp_clock_ns() < until, "after 10 s: %s reverse ARP, %s announcement by the guest", rarp ? "a" : "no", arp ? "an" : "no");
+        if (recv(wire, f, sizeof f, MSG_DONTWAIT) < 42) {
+            usleep(1000);
+            continue;
+        }
+        rarp = rarp || (f[12] == 0x80 && f[13] == 0x35);
+        arp = arp || (f[12] == 0x08 && f[13] == 0x06 && memcmp(f, "\xff\xff\xff\xff\xff\xff", 6) == 0 && memcmp(f + 28, f + 38, 4) == 0);
+    }
+}
+
+Test(machine, who_enters_elsewhere_announces_itself_when_it_runs, .timeout = 120)
+{
+    struct rp_machine_config cfg = native_config("ledger", "entries=1000", 1, 24);
+    struct rp_error err = {0};
+    struct rp_machine *m = NULL;
+    int here[2], there[2];
+    uint8_t f[64];
+
+    need_kvm("ledger");
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_DGRAM, 0, here) | socketpair(AF_UNIX, SOCK_DGRAM, 0, there), 0);
+    cfg.nnics = 1;
+    cfg.nics[0] = (struct rp_nic_config){.kind = RP_NIC_FD, .fd = here[0]};
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    wait_running(m);
+    m = enter_anew(m, 1, there[0]);
+    usleep(50000);
+    cr_assert_lt(recv(there[1], f, sizeof f, MSG_DONTWAIT), 0, "a frame before it runs: the address may be somebody else's yet");
+    cr_assert_eq(rp_machine_resume(m, &err), 0, "%s", err.text);
+    wait_announced(there[1]);
+    rp_machine_destroy(m);
+    close(here[1]);
+    close(there[1]);
 }
