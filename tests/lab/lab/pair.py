@@ -29,11 +29,11 @@ class Pair:
     def uri(self, host):
         return f"{self.transport}://{host.repl_address}:{PORT}"
 
-    def stand_by(self, host):
-        """Start a standby on this host and wait until it listens."""
+    def stand_by(self, host, fault=None):
+        """Start a standby on this host, with this fault point armed (core/fault.h), and wait until it listens."""
         self.guest.prepare(host)
         self.standby = host
-        self.standby_job = host.background("exec " + shlex.join(
+        self.standby_job = host.background((f"export RP_FAULT={fault}; " if fault else "") + "exec " + shlex.join(
             ["reprise", "standby", "--listen", self.uri(host), "--name", self.guest.name, "--key", KEY, "--lease", self.lease,
              *self.guest.host_side()]))
         self.lab.wait_until(lambda: self.standby_job.rc is not None or self._listens(host), 30, f"a standby listens on {host}")
@@ -49,10 +49,13 @@ class Pair:
         self.path = [host]
         self.guest.start(host)
 
+    def protect_command(self):
+        return shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease,
+                           "--heartbeat", HEARTBEAT])
+
     def protect(self):
         """Protect the running guest by the standby; returns when it is protected."""
-        self.primary.run(shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease,
-                                     "--heartbeat", HEARTBEAT]), timeout_s=180)
+        self.primary.run(self.protect_command(), timeout_s=180)
         self.lab.wait_until(lambda: '"protected"' in self.status(), 120, "the guest is protected")
 
     def status(self):
