@@ -1,0 +1,242 @@
+/*
+ * Protection (replicator/protect.h, P1 to P3) between a fake source and a real standby over a real socket: the owner's part (the
+ * lease) is played by the test, which fails it when it wants to.
+ */
+#include "replicator/protect.h"
+#include "tests/unit/fake_source.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#define LONG_MS 60000
+
+struct standby {
+    struct rp_ram_view ram;
+    struct rp_image *image;
+    struct rp_link_recv *recv;
+    struct rp_link_outcome outcome;
+    pthread_t thread;
+    struct rp_uri uri;
+    bool fails;             /* in a switchover: says FAILED instead of RUNNING */
+    int answered;           /* rp_link_recv_running's result */
+};
+
+static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
+{
+    (void)h, (void)err;
+    struct standby *s = ctx;
+    view_init(&s->ram);
+    *out = s->ram;
+    return 0;
+}
+
+static void *standby_main(void *arg)
+{
+    struct standby *s = arg;
+    struct rp_error err = {0};
+    cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
+    if (s->outcome.end == RP_LINK_FINAL && s->fails)
+        rp_link_recv_failed(s->recv);
+    else if (s->outcome.end == RP_LINK_FINAL)
+        s->answered = rp_link_recv_running(s->recv, LONG_MS, &err);
+    return NULL;
+}
+
+static void standby_start(struct standby *s)
+{
+    struct rp_error err = {0};
+    char text[100];
+    struct rp_listener *l;
+    memset(s, 0, sizeof(*s));
+    snprintf(text, sizeof(text), "unix:/tmp/rp-protect-%d", getpid());
+    cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0);
+    struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
+    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0);
+    cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .image = s->image, .timeout_ms = 5000};
+    cr_assert_eq(rp_link_recv_create(l, &cfg, &s->recv, &err), 0);
+    pthread_create(&s->thread, NULL, standby_main, s);
+}
+
+static void standby_end(struct standby *s)
+{
+    rp_link_cancel(s->recv);
+    pthread_join(s->thread, NULL);
+    rp_link_recv_destroy(s->recv);
+    rp_image_destroy(s->image);
+    if (s->ram.base)
+        munmap(s->ram.base, PAGES * RP_PAGE_SIZE);
+}
+
+/* --- the owner, and the source's gate --- */
+
+static struct {
+    _Atomic bool holds;             /* the gate: outputs wait */
+    _Atomic bool storage_gone;      /* disown fails */
+    _Atomic unsigned disowned, opened, opened_too_early, yielded, retaken;
+    _Atomic bool switched, runs_there;
+} world;
+
+static int on_disown(void *ctx, struct rp_error *err)
+{
+    (void)ctx;
+    if (atomic_load(&world.storage_gone))
+        return rp_error_set(err, EIO, "the storage is gone");
+    atomic_fetch_add(&world.disowned, 1);
+    return 0;
+}
+
+static int on_yield(void *ctx, struct rp_error *err)
+{
+    (void)ctx, (void)err;
+    atomic_fetch_add(&world.yielded, 1);
+    return 0;
+}
+
+static int on_retake(void *ctx, struct rp_error *err)
+{
+    (void)ctx;
+    atomic_fetch_add(&world.retaken, 1);
+    return atomic_load(&world.runs_there) ? rp_error_set(err, ESTALE, "it runs there") : 0;
+}
+
+static void on_switched(void *ctx)
+{
+    (void)ctx;
+    atomic_store(&world.switched, true);
+}
+
+static void on_gate(struct rp_source *s, bool hold)
+{
+    (void)s;
+    bool held = atomic_exchange(&world.holds, hold);
+    if (hold || !held)
+        return;
+    atomic_fetch_add(&world.opened, 1);
+    if (atomic_load(&world.disowned) < atomic_load(&world.opened))
+        atomic_fetch_add(&world.opened_too_early, 1);
+}
+
+static struct fake fake;
+static struct rp_source_ops ops;
+static struct rp_events *events;
+static struct rp_protect_status status;
+
+static struct rp_protect *protect(struct standby *s)
+{
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    struct rp_protect_config cfg = {.link = {.uri = s->uri}, .engine.goal.epoch_ns = 2000000, .retry_ms = 50};
+    cfg.owner = (struct rp_protect_owner){.disown = on_disown, .yield = on_yield, .retake = on_retake, .switched = on_switched};
+    fake_start(&fake, 64, 20, 500);
+    ops = *fake.base.ops;
+    ops.gate = on_gate;
+    fake.base.ops = &ops;
+    cr_assert_eq(rp_events_create(64, &events), 0);
+    cr_assert_eq(rp_protect_start(&fake.base, events, &cfg, false, &p, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_protect_wait(p, LONG_MS, &err), 0, "%s", err.text);
+    return p;
+}
+
+static enum rp_protect_state wait_state(struct rp_protect *p, enum rp_protect_state want)
+{
+    for (unsigned ms = 0; ms < LONG_MS; ms += 5) {
+        rp_protect_status(p, &status);
+        if (status.state == want)
+            break;
+        usleep(5000);
+    }
+    return status.state;
+}
+
+static void end(struct rp_protect *p)
+{
+    rp_protect_stop(p, RP_PROTECT_FORGET);
+    rp_events_destroy(events);
+    fake_stop(&fake);
+}
+
+TestSuite(protect, .timeout = 180);
+
+/* The standby is lost while the lease's storage is away: outputs wait, and flow once no standby can take them back. */
+Test(protect, P1_outputs_flow_only_after_the_standby_was_disowned)
+{
+    struct standby s;
+    standby_start(&s);
+    struct rp_protect *p = protect(&s);
+    cr_assert(atomic_load(&world.holds));
+    atomic_store(&world.storage_gone, true);
+    standby_end(&s);
+    cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED), RP_PROTECT_UNPROTECTED);
+    usleep(300000);             /* several attempts to disown */
+    cr_assert(atomic_load(&world.holds), "P1");
+    rp_protect_status(p, &status);
+    cr_assert(status.held);
+    atomic_store(&world.storage_gone, false);
+    for (unsigned ms = 0; ms < LONG_MS && atomic_load(&world.holds); ms += 5)
+        usleep(5000);
+    cr_assert_not(atomic_load(&world.holds), "INV-5: the VM's outputs flow again");
+    cr_assert_eq(atomic_load(&world.opened_too_early), 0u);
+    end(p);
+}
+
+/* Unprotect: the standby forgets, and is disowned too, because a goodbye may get lost. */
+Test(protect, P1_unprotect_disowns_as_well)
+{
+    struct standby s;
+    standby_start(&s);
+    struct rp_protect *p = protect(&s);
+    end(p);
+    cr_assert_not(atomic_load(&world.holds));
+    cr_assert_eq(atomic_load(&world.disowned), 1u);
+    cr_assert_eq(atomic_load(&world.opened_too_early), 0u);
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.outcome.end, RP_LINK_STOPPED);
+    rp_link_recv_destroy(s.recv);
+    rp_image_destroy(s.image);
+}
+
+Test(protect, P3_a_switchover_that_comes_about)
+{
+    struct standby s;
+    struct rp_error err = {0};
+    standby_start(&s);
+    struct rp_protect *p = protect(&s);
+    cr_assert_eq(rp_protect_switch(p, LONG_MS, &err), 0, "%s", err.text);
+    cr_assert_eq(wait_state(p, RP_PROTECT_SWITCHED), RP_PROTECT_SWITCHED);
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.outcome.end, RP_LINK_FINAL);
+    cr_assert(s.outcome.switching);
+    cr_assert_eq(s.answered, 0, "the source has answered that it knows");
+    cr_assert(atomic_load(&world.switched));
+    cr_assert(atomic_load(&world.holds), "the source's outputs stay where they are");
+    cr_assert_eq(atomic_load(&world.yielded), 1u);
+    cr_assert_eq(memcmp(fake.ram.base, s.ram.base, PAGES * RP_PAGE_SIZE), 0, "nothing is lost: the image is the source");
+    rp_protect_stop(p, RP_PROTECT_FORGET);
+    fake_resume(&fake.base, NULL);      /* so that its thread can end */
+    rp_events_destroy(events);
+    fake_stop(&fake);
+    rp_link_recv_destroy(s.recv);
+    rp_image_destroy(s.image);
+}
+
+/* INV-6: the target says that it cannot; the source has its lease back and goes on. */
+Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
+{
+    struct standby s;
+    struct rp_error err = {0};
+    standby_start(&s);
+    s.fails = true;
+    struct rp_protect *p = protect(&s);
+    cr_assert_lt(rp_protect_switch(p, LONG_MS, &err), 0);
+    cr_assert_eq(atomic_load(&world.retaken), 1u);
+    cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED), RP_PROTECT_UNPROTECTED);
+    pthread_mutex_lock(&fake.run);
+    cr_assert_not(fake.stand, "the source runs");
+    pthread_mutex_unlock(&fake.run);
+    cr_assert_not(atomic_load(&world.switched));
+    end(p);
+    pthread_join(s.thread, NULL);
+    rp_link_recv_destroy(s.recv);
+    rp_image_destroy(s.image);
+}
