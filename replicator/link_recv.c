@@ -179,8 +179,8 @@ static void *tail_main(void *arg)
     int rc;
     do {
         rc = rp_control_recv(&r->control, &m, RP_CONN_FOREVER);
-        if (rc == 0 && m.type == RP_CTL_HEARTBEAT)
-            rc = answer_beat(r, m.a);
+        if (rc == 0 && m.type == RP_CTL_HEARTBEAT && answer_beat(r, m.a) < 0)
+            continue;           /* it has closed its end; what it said before may be there still */
         if (rc == 0 && m.type == RP_CTL_BYE && m.a != RP_BYE_FINAL)
             break;
     } while (rc == 0 || rc == -EINTR);

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define LAST_WORD_MS 1000       /* for the other side to close after a goodbye */
+
 static struct link_sink *of(struct rp_sink *s)
 {
     return (struct link_sink *)s;
@@ -314,17 +316,6 @@ int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, 
     return 0;
 }
 
-int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, struct rp_error *err)
-{
-    struct link_sink *s = of(base);
-    atomic_store(&s->parting, true);
-    if (why == RP_BYE_STOP)
-        atomic_store(&s->told, true);   /* its going away is no news */
-    struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = why, .b = epoch};
-    int rc = rp_control_send(&s->control, &bye);
-    return rc < 0 ? rp_error_set(err, rc, "the standby could not be told goodbye: %s", strerror(-rc)) : 0;
-}
-
 /* Waits until `what`, `failed` or the session's end. 0, -ECANCELED, -EPIPE, -ETIMEDOUT. */
 static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
 {
@@ -337,6 +328,26 @@ static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
     rc = *what ? 0 : s->failed ? -ECANCELED : s->over ? -EPIPE : -ETIMEDOUT;
     pthread_mutex_unlock(&s->lock);
     return rc;
+}
+
+/* Closing now, with what the other side has sent unread, would take the goodbye back from the wire (a reset): it closes first. */
+static void last_word(struct link_sink *s)
+{
+    bool never = false;
+    (void)wait_for(s, &never, LAST_WORD_MS);
+}
+
+int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, struct rp_error *err)
+{
+    struct link_sink *s = of(base);
+    atomic_store(&s->parting, true);
+    if (why == RP_BYE_STOP)
+        atomic_store(&s->told, true);   /* its going away is no news */
+    struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = why, .b = epoch};
+    int rc = rp_control_send(&s->control, &bye);
+    if (rc == 0 && why == RP_BYE_STOP)
+        last_word(s);
+    return rc < 0 ? rp_error_set(err, rc, "the standby could not be told goodbye: %s", strerror(-rc)) : 0;
 }
 
 int rp_link_sink_prepare(struct rp_sink *base, int timeout_ms, struct rp_error *err)
@@ -364,6 +375,7 @@ int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_er
     if (rp_control_send(&s->control, &bye) < 0) {
         /* it waits a moment, and then makes sure by the lease */
     }
+    last_word(s);
     return 0;
 }
 

@@ -208,6 +208,8 @@ Test(protect, P3_a_switchover_that_comes_about)
     cr_assert_eq(s.outcome.end, RP_LINK_FINAL);
     cr_assert(s.outcome.switching);
     cr_assert_eq(s.answered, 0, "the source has answered that it knows");
+    for (unsigned ms = 0; ms < LONG_MS && !atomic_load(&world.switched); ms += 5)
+        usleep(5000);           /* the owner is told after the others */
     cr_assert(atomic_load(&world.switched));
     cr_assert(atomic_load(&world.holds), "the source's outputs stay where they are");
     cr_assert_eq(atomic_load(&world.yielded), 1u);
