@@ -9,7 +9,8 @@
 
 #define HELLO_BYTES 160u
 #define CHALLENGE_BYTES (8u + RP_NONCE_BYTES + RP_PROOF_BYTES + RP_REASON_MAX)
-#define WELCOME_BYTES (4u + 16u + 8u + RP_REASON_MAX)
+#define WELCOME_REASON (4u + 16u + 8u + 24u)
+#define WELCOME_BYTES (WELCOME_REASON + RP_REASON_MAX)
 static const uint8_t magic[8] = {'R', 'P', 'L', 'I', 'N', 'K', 0x0D, 0x0A};
 
 enum status { STATUS_OK = 0, STATUS_REFUSED = 1 };
@@ -84,9 +85,11 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
         (rc = io(err, rp_conn_recv_all(c, welcome, sizeof(welcome), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its welcome")) < 0)
         return rc;
     if (rp_ld32(welcome) != STATUS_OK)
-        return refused(welcome + 28, err);
+        return refused(welcome + WELCOME_REASON, err);
     memcpy(out->session, welcome + 4, 16);
     out->epoch = rp_ld64(welcome + 20);
+    memcpy(out->disks.sync_id, welcome + 28, 16);
+    out->disks.epoch = rp_ld64(welcome + 44);
     return 0;
 }
 
@@ -146,7 +149,9 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     rp_st32(welcome, rc == 0 ? STATUS_OK : STATUS_REFUSED);
     memcpy(welcome + 4, w.session, 16);
     rp_st64(welcome + 20, w.epoch);
-    snprintf((char *)welcome + 28, RP_REASON_MAX, "%s", refusal.text);
+    memcpy(welcome + 28, w.disks.sync_id, 16);
+    rp_st64(welcome + 44, w.disks.epoch);
+    snprintf((char *)welcome + WELCOME_REASON, RP_REASON_MAX, "%s", refusal.text);
     int sent = rp_conn_send(c, welcome, sizeof(welcome));
     if (rc < 0) {
         if (err)

@@ -5,13 +5,14 @@
  *     HELLO  version, role, VM, nonce  ──────►   checks version and VM
  *        ◄──────  CHALLENGE  status, nonce, proof of the key over both nonces and the HELLO
  *     PROOF  of the key ─────────────────────►   checks
- *        ◄──────  WELCOME  status, session, epoch held
+ *        ◄──────  WELCOME  status, session, epoch held, disks held
  *
  * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence.
  */
 #ifndef RP_REPLICATOR_HANDSHAKE_H
 #define RP_REPLICATOR_HANDSHAKE_H
 
+#include "core/stream.h"
 #include "replicator/secret.h"
 #include "replicator/transport.h"
 
@@ -37,6 +38,7 @@ struct rp_hello {
 struct rp_welcome {
     uint8_t session[16];
     uint64_t epoch;         /* newest whole epoch the standby holds of this VM, 0: none */
+    struct rp_disk_base disks;  /* what its copies of the VM's private disks hold; all zero: nothing */
 };
 
 /* The connecting side. RP_EXIT_REFUSED when the other side refuses or does not know the key. */

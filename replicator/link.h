@@ -46,6 +46,8 @@ struct rp_link_config {
  * any lane the session fails. An rdma address that cannot be reached is replaced by the spare way, with an event.
  * *held: the epoch of this VM the standby holds, 0: none. */
 int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, uint64_t *held, struct rp_error *err) RP_MUST_CHECK;
+/* What the standby's copies of the VM's private disks held when it welcomed us; all zero: nothing. */
+struct rp_disk_base rp_link_sink_disks(const struct rp_sink *s);
 /* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
 /* Says that a switchover follows, and waits until the standby knows: however the session ends from then on, it asks before
@@ -95,6 +97,8 @@ struct rp_link_recv_config {
     /* A primary has proven itself and asks to be served: < 0 with the reason in err refuses it. From the thread that
      * serves; may block for a moment. May be NULL. */
     int (*admit)(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err);
+    /* It was admitted: what do the copies of its private disks hold? Likewise. May be NULL: nothing. */
+    void (*disks)(void *ctx, const struct rp_hello *hello, struct rp_disk_base *out);
     /* No primary is connected (any more): before each wait for the next one. Likewise. May be NULL. */
     void (*alone)(void *ctx);
     void *ctx;

@@ -25,6 +25,7 @@ struct link_sink {
     struct rp_link_config cfg;          /* defaults filled in */
     struct rp_control control;
     struct rp_bundle *bundle;
+    struct rp_disk_base disks;          /* of the WELCOME; constant once connected */
     struct rp_hello hello;              /* what every connection of the session says; mend thread once started */
     pthread_t reader, beater, mender;
     bool started;

@@ -232,6 +232,8 @@ static int judge_opening(void *ctx, const struct rp_hello *h, struct rp_welcome 
     memcpy(r->session, random, sizeof(r->session));
     memcpy(w->session, r->session, sizeof(w->session));
     w->epoch = rp_image_epoch(r->cfg.image);
+    if (r->cfg.disks)
+        r->cfg.disks(r->cfg.ctx, h, &w->disks);
     return 0;
 }
 

@@ -312,8 +312,14 @@ int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, 
     }
     atomic_store(&s->heard_ns, rp_clock_ns());
     *held = w.epoch;
+    s->disks = w.disks;
     *out = &s->base;
     return 0;
+}
+
+struct rp_disk_base rp_link_sink_disks(const struct rp_sink *base)
+{
+    return ((const struct link_sink *)base)->disks;
 }
 
 /* Waits until `what`, `failed` or the session's end. 0, -ECANCELED, -EPIPE, -ETIMEDOUT. */

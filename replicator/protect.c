@@ -284,6 +284,8 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
     struct rp_engine *e;
     cfg.first_epoch = p->next_epoch;
     cfg.term = o->term ? o->term(o->ctx) : 0;
+    cfg.disks = true;
+    cfg.have = rp_link_sink_disks(sink);
     int rc = rp_engine_create(p->src, sink, RP_RUN_CONTINUOUS, &cfg, p->events, &e, err);
     if (rc < 0)
         return LOST;

@@ -9,6 +9,7 @@ struct rp_entry {
     struct rp_ram_config how;
     struct rp_guest_ram ram;    /* view.base NULL: not made yet, or a machine's */
     struct rp_image *image;
+    struct rp_entry_disks disks;
 };
 
 static bool same_layout(const struct rp_ram_view *ram, const struct rp_epoch_header *h)
@@ -42,7 +43,26 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     return 0;
 }
 
-int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, struct rp_entry **out, struct rp_error *err)
+static int on_disk(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err)
+{
+    struct rp_entry *e = ctx;
+    return e->disks.disk(e->disks.ctx, h, r, err);
+}
+
+static int on_disk_commit(void *ctx, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    struct rp_entry *e = ctx;
+    return e->disks.disk_commit(e->disks.ctx, h, err);
+}
+
+static void on_disk_drop(void *ctx)
+{
+    struct rp_entry *e = ctx;
+    e->disks.disk_drop(e->disks.ctx);
+}
+
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, const struct rp_entry_disks *disks, struct rp_entry **out,
+                    struct rp_error *err)
 {
     struct rp_entry *e = calloc(1, sizeof(*e));
     if (!e)
@@ -50,6 +70,12 @@ int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, st
     e->how = *how;
     e->ram.memfd = -1;
     struct rp_image_ops ops = {.ctx = e, .ram = make_ram};
+    if (disks) {
+        e->disks = *disks;
+        ops.disk = on_disk;
+        ops.disk_commit = on_disk_commit;
+        ops.disk_drop = on_disk_drop;
+    }
     int rc = rp_image_create(mode, &ops, STAGING_BYTES, &e->image, err);
     if (rc < 0) {
         free(e);

@@ -17,9 +17,18 @@
 
 struct rp_entry;
 
+/* Where an epoch's disk writes go: see struct rp_image_ops. */
+struct rp_entry_disks {
+    void *ctx;
+    int (*disk)(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err);
+    int (*disk_commit)(void *ctx, const struct rp_epoch_header *h, struct rp_error *err);
+    void (*disk_drop)(void *ctx);
+};
+
 /* `how`: how guest memory is to be had (populate, thp, hugetlb; its size comes with the epoch). RP_IMAGE_STAGED: epochs are
- * staged in at most 64 MiB and a tenth of RAM. */
-int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, struct rp_entry **out, struct rp_error *err) RP_MUST_CHECK;
+ * staged in at most 64 MiB and a tenth of RAM. `disks`: NULL: epochs with disk writes are refused. */
+int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, const struct rp_entry_disks *disks, struct rp_entry **out,
+                    struct rp_error *err) RP_MUST_CHECK;
 void rp_entry_destroy(struct rp_entry *e);      /* also what no machine has taken over */
 struct rp_image *rp_entry_image(struct rp_entry *e);
 

@@ -25,7 +25,7 @@ static int load(struct restore *r, const struct rp_vm_options *o, struct rp_erro
     int fd = open(r->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return rp_error_exit(err, errno == ENOENT ? RP_EXIT_USAGE : RP_EXIT_FAILED, errno, "%s: %s", r->path, strerror(errno));
-    int rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, &r->entry, err);
+    int rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, NULL, &r->entry, err);
     if (rc == 0) {
         rc = rp_entry_load(r->entry, fd, err);
         if (rc < 0)

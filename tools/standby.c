@@ -5,10 +5,12 @@
 #include "core/fault.h"
 #include "core/log.h"
 #include "replicator/link.h"
+#include "replicator/replica.h"
 #include "tools/enter.h"
 #include "tools/notify.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"
+#include "vmm/disk.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -28,6 +30,7 @@ struct rp_standby {
     struct rp_vm_options *o;
     struct rp_entry *entry;         /* serving thread while it runs */
     struct rp_machine *machine;     /* likewise: made ahead, around the image's RAM; NULL: not yet */
+    struct rp_replica *replica;     /* copies of the VM's private disks; lives as long as the entry's image is fed */
     struct rp_link_recv *recv;
     pthread_t thread;
     bool serving;                   /* control: the thread is there */
@@ -152,12 +155,33 @@ static void free_image(struct rp_standby *s)
     s->machine = NULL;
 }
 
+/* What a primary may build upon. */
+static void on_disks(void *ctx, const struct rp_hello *hello, struct rp_disk_base *out)
+{
+    struct rp_standby *s = ctx;
+    struct rp_replica_status st;
+    rp_replica_status(s->replica, &st);
+    if (memcmp(st.vm_id, hello->vm_id, sizeof(st.vm_id)) == 0)
+        *out = st.base;
+}
+
+static int open_replica(struct rp_standby *s, struct rp_error *err)
+{
+    const struct rp_machine_config *m = &s->o->machine;
+    struct rp_replica_config cfg = {.ndisks = m->ndisks};
+    for (unsigned i = 0; i < m->ndisks; i++)
+        if (rp_disk_is_private(&m->disks[i]) && m->disks[i].path)
+            cfg.disks[i] = (struct rp_replica_disk){.path = m->disks[i].path, .state = m->disks[i].state};
+    return rp_replica_open(&cfg, &s->replica, err);
+}
+
 static int new_entry(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_ram_config how = s->o->machine.ram;
+    struct rp_entry_disks disks = {.ctx = s->replica, .disk = rp_replica_record, .disk_commit = rp_replica_commit, .disk_drop = rp_replica_drop};
     how.populate = true;            /* ready to run at any moment */
     free_image(s);
-    int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &s->entry, err);
+    int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &disks, &s->entry, err);
     if (rc == 0 && s->recv)
         rp_link_recv_image(s->recv, rp_entry_image(s->entry));
     return rc;
@@ -267,7 +291,11 @@ static int enter(struct rp_standby *s, struct rp_error *err)
     struct rp_vm *vm = s->vm;
     if (rp_fault(RP_FAULT_TAKEOVER_CLAIMED))
         return rp_error_set(err, EIO, "taking over: fault point");
-    int rc = s->machine ? 0 : make_machine(s, err);
+    int rc = rp_replica_promote(s->replica, s->epoch, rp_fence_term(vm->fence), err);
+    for (unsigned i = 0; i < s->o->machine.ndisks; i++)
+        s->o->machine.disks[i].take = true;     /* the marks are ours now */
+    if (rc == 0 && !s->machine)
+        rc = make_machine(s, err);
     if (rc == 0)
         rc = rp_entry_enter(s->entry, s->machine, vm->events, true, err);
     if (rc < 0)
@@ -391,12 +419,14 @@ static void on_event(void *ctx)
 
 static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, struct rp_error *err)
 {
-    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .ctx = s};
+    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .ctx = s};
     struct rp_uri uri;
     struct rp_listener *l;
     int rc = rp_uri_parse(p->listen, &uri, err);
     if (rc == 0 && p->key_path)
         rc = rp_secret_load(p->key_path, &cfg.key, err);
+    if (rc == 0)
+        rc = open_replica(s, err);
     if (rc == 0)
         rc = new_entry(s, err);
     if (rc == 0)
@@ -445,12 +475,23 @@ void rp_standby_stop(struct rp_vm *vm)
     end_serving(s, true);
     rp_link_recv_destroy(s->recv);
     free_image(s);
+    rp_replica_close(s->replica);
     if (s->event_fd >= 0) {
         rp_vm_unwatch(vm, s->event_fd);
         close(s->event_fd);
     }
     pthread_mutex_destroy(&s->lock);
     free(s);
+}
+
+static void add_disks(struct rp_standby *s, json_t *o)
+{
+    struct rp_replica_status st;
+    rp_replica_status(s->replica, &st);
+    if (st.kept)
+        json_object_set_new(o, "disks", json_pack("{s:i, s:b, s:b, s:I, s:I, s:I}", "kept", (int)st.kept, "whole", (int)st.whole, "failed",
+                                                  (int)st.failed, "epoch", (json_int_t)st.epoch, "backlog-bytes", (json_int_t)st.backlog_bytes,
+                                                  "synced-bytes", (json_int_t)st.sync_bytes));
 }
 
 json_t *rp_standby_query(struct rp_vm *vm)
@@ -467,5 +508,7 @@ json_t *rp_standby_query(struct rp_vm *vm)
     pthread_mutex_unlock(&s->lock);
     if (o)
         json_object_set_new(o, "lease", rp_protection_lease(vm));
+    if (o && s->replica)
+        add_disks(s, o);
     return o;
 }

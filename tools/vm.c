@@ -208,6 +208,8 @@ static void unpair(struct rp_vm *vm)
     bool ended = vm->machine && rp_machine_state(vm->machine) == RP_VM_SHUTDOWN;
     rp_standby_stop(vm);
     rp_protection_stop(vm, ended);
+    if (ended && (!vm->fence || rp_fence_state(vm->fence) == RP_FENCE_HELD))
+        rp_machine_disks_ended(vm->machine);
     rp_vm_fence_close(vm);
 }
 

@@ -55,6 +55,8 @@ struct rp_disk {
     void *ctx;
 };
 
+/* One file per host, as opposed to storage that several hosts reach (docs/disks.md). */
+bool rp_disk_is_private(const struct rp_disk_config *cfg);
 /* Opens and locks what cfg names (nbd:// and nbd+unix:// URIs go to libnbd). -EBUSY: locked by another VM. */
 int rp_disk_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err) RP_MUST_CHECK;
 int rp_disk_raw_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err) RP_MUST_CHECK;

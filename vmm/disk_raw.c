@@ -323,10 +323,18 @@ free_raw:
     return rc;
 }
 
+static bool is_nbd(const struct rp_disk_config *cfg)
+{
+    return cfg->path && (strncmp(cfg->path, "nbd://", 6) == 0 || strncmp(cfg->path, "nbd+unix://", 11) == 0 ||
+                         strncmp(cfg->path, "nbds://", 7) == 0);
+}
+
+bool rp_disk_is_private(const struct rp_disk_config *cfg)
+{
+    return !cfg->shared && !cfg->readonly && !is_nbd(cfg);
+}
+
 int rp_disk_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err)
 {
-    if (cfg->path && (strncmp(cfg->path, "nbd://", 6) == 0 || strncmp(cfg->path, "nbd+unix://", 11) == 0 ||
-                      strncmp(cfg->path, "nbds://", 7) == 0))
-        return rp_disk_nbd_open(cfg, loop, out, err);
-    return rp_disk_raw_open(cfg, loop, out, err);
+    return is_nbd(cfg) ? rp_disk_nbd_open(cfg, loop, out, err) : rp_disk_raw_open(cfg, loop, out, err);
 }

@@ -474,7 +474,7 @@ int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct 
     unsigned number = d->ndisks;
     int rc;
 
-    if ((*disk)->readonly || !(*disk)->ops->read_now) {     /* never changes; or every host sees it */
+    if (!rp_disk_is_private(cfg)) {
         d->ndisks++;
         return 0;
     }

@@ -413,6 +413,11 @@ unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsign
     return n;
 }
 
+void rp_machine_disks_ended(struct rp_machine *m)
+{
+    rp_disks_ended(m->disks);
+}
+
 unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned max)
 {
     unsigned n = m->cfg.nnics < max ? m->cfg.nnics : max;

@@ -125,6 +125,8 @@ struct rp_balloon_info {
 const struct rp_machine_config *rp_machine_cfg(const struct rp_machine *m);
 unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsigned max);
 unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max);
+/* The VM has ended, here and everywhere: nobody will go on from an epoch of it, and its private disks are ordinary ones again. */
+void rp_machine_disks_ended(struct rp_machine *m);
 unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned max);
 /* -ENODEV: no balloon, or no driver that runs it. The statistics are those of the last call's asking. */
 int rp_machine_balloon(struct rp_machine *m, struct rp_balloon_info *out, struct rp_error *err) RP_MUST_CHECK;

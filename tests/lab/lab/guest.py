@@ -191,3 +191,47 @@ class LedgerGuest(Guest):
 
     def kernel_log_must_be_clean(self):
         """It has no kernel."""
+
+
+class BlkGuest(Guest):
+    """The freestanding block writer (tests/guests/blkwriter.c), which knows what its disk must hold."""
+
+    def __init__(self, lab, name="blk", disk="/root/disk", disk_mib=16, append="", **options):
+        super().__init__(lab, name, memory_mib=options.pop("memory_mib", 32), net=False, disk=disk, disk_mib=disk_mib, **options)
+        self.append = append
+
+    def warm(self, host):
+        host.run("cat /mnt/build/guests/blkwriter.elf > /dev/null")
+
+    def prepare(self, host):
+        host.run(f"[ -e {self.disk} ] || truncate -s {self.disk_mib}M {self.disk}")
+
+    def _reprise(self):
+        return shlex.join(["reprise", "run", "--name", self.name, "--memory", f"{self.memory_mib}M", "--kernel", "/mnt/build/guests/blkwriter.elf",
+                           "--append", self.append, "--rng", "off", "--balloon", "off", *self.options, *self.host_side()])
+
+    def probe(self, options=""):
+        """What the guest's status area says, as a dict of strings (guest-probe)."""
+        found = self.host.run(f"""
+        for p in $(pgrep -x reprise); do
+            [ "$(readlink /proc/$p/exe)" ] && tr '\\0' ' ' < /proc/$p/cmdline | grep -q -e '--name {self.name} ' || continue
+            exec /mnt/build/tests/tools/guest-probe {options} -p $p
+        done
+        echo "no monitor of {self.name}" >&2; exit 1""", check=False, timeout_s=120)
+        if found.rc:
+            raise self.lab.Failure(f"guest {self.name} on {self.host}: {found.output[-500:]}")
+        return dict(line.split(" ", 1) for line in found.output.splitlines() if " " in line)
+
+    def must_write(self, writes, timeout_s=120):
+        """Wait until the guest has done so many more writes."""
+        goal = int(self.probe()["writes"]) + writes
+        self.lab.wait_until(lambda: int(self.probe()["writes"]) >= goal, timeout_s, f"the guest has written {writes} more blocks")
+
+    def disk_must_agree(self):
+        """The guest reads its whole disk and compares; then, while it stands, its disk file is compared with its RAM from outside."""
+        before = int(self.probe("-c 2")["verifies"])
+        self.lab.wait_until(lambda: int(self.probe()["verifies"]) > before, 180, "the guest has read all of its disk")
+        self.host.run(f"reprise pause {self.name}")
+        seen = self.probe(f"-V -d {self.disk}")
+        self.host.run(f"reprise resume {self.name}")
+        return int(seen["verified_blocks"])

@@ -1,0 +1,78 @@
+"""Disk and RAM agree after every failover: private disks on both hosts, the primary killed at random moments.
+
+mode=async|sync (how the block writer writes), rounds=N (4), transport=tcp|rdma, lease=file|none. In every round the primary's
+monitor is killed, the guest compares its whole disk with what it remembers, then its disk file is compared from outside,
+the old primary's disk is refused to a new VM, and the old host becomes the standby. Before every other round the standby is
+killed in the middle of applying an epoch, and starts again.
+"""
+from lab import BlkGuest
+from lab.pair import Pair
+
+TIMEOUT_S = 900
+POINTS = ("replica-write", "journal-write", "journal-sync")    # fault points of the standby's disks, see core/fault.h
+
+
+def refused(lab, host, guest):
+    """The disk of a VM that has gone on elsewhere is not used by accident."""
+    answer = host.run(f"reprise run --name other --kernel /mnt/build/guests/idle.elf --memory 16M --disk {guest.disk}", check=False)
+    lab.check(answer.rc == 5 and "may have gone on at its standby" in answer.output,
+              f"the old disk on {host} was not refused: exit code {answer.rc}: {answer.output[-300:]}")
+
+
+def protected(pair):
+    return '"protected"' in pair.status()
+
+
+def replace_standby(lab, pair, fault=""):
+    """Another standby on the same host, with the same disk; the primary finds it by itself."""
+    if pair.standby_job.rc is None:
+        pair.standby_job.kill()
+    lab.wait_until(lambda: not protected(pair), 60, "the primary misses its standby")
+    pair.stand_by(pair.standby, fault)
+    if not fault:
+        lab.wait_until(lambda: protected(pair), 120, "the guest is protected again")
+
+
+def lose_the_standby(lab, pair, guest):
+    """It dies in the middle of taking or applying an epoch; the VM goes on, and a new one is fed."""
+    fault = f"{lab.random.choice(POINTS)}:{lab.random.randint(20, 200)}:kill"
+    replace_standby(lab, pair, fault)
+    lab.wait_until(lambda: pair.standby_job.rc is not None, 120, f"the standby is killed at {fault}")
+    guest.must_write(20)
+    lab.log(f"the standby on {pair.standby} was killed at {fault}; the guest goes on")
+    replace_standby(lab, pair)
+
+
+def one_round(lab, pair, guest):
+    old = pair.primary
+    guest.must_write(lab.random.randint(10, 300))
+    pair.guest.job.kill()
+    pair.taken_over()
+    blocks = guest.disk_must_agree()
+    guest.must_write(20)
+    refused(lab, old, guest)
+    lab.log(f"{old} was killed; on {pair.primary} RAM and disk agree in {blocks} blocks")
+    return old
+
+
+def run(lab):
+    lab.need_reprise("run", "standby", "protect", "status")
+    a, b = lab.hosts("a", "b")
+    guest = BlkGuest(lab, append=f"size=8M mode={lab.word('mode', 'async')} rate=150 zeroes=10 flush=16 seed={lab.seed % 1000000}")
+    pair = Pair(lab, guest, lab.word("transport", "tcp"), lab.word("lease", "file"))
+    guest.warm(a)
+    pair.boot(a)
+    lab.wait_until(lambda: "\"running\"" in pair.status(), 60, "the guest runs")
+    guest.must_write(50)
+    pair.stand_by(b)
+    pair.protect()
+    for number in range(lab.word("rounds", 4)):
+        if number % 2:
+            lose_the_standby(lab, pair, guest)
+        old = one_round(lab, pair, guest)
+        pair.stand_by(old)
+        pair.protect()
+    guest.must_write(50)
+    lab.log(f"at the end {guest.disk_must_agree()} blocks agree")
+    for host in (a, b):
+        host.kernel_log_must_be_clean()
