@@ -26,7 +26,7 @@ CC      := clang
 WARN    += -Wno-unknown-warning-option -Wno-missing-field-initializers
 endif
 CFLAGS  += -std=gnu17 $(OPT) $(WARN) $(WERROR) $(SANFLAGS_$(SAN))
-CPPFLAGS += $(if $(filter thread,$(SAN)),-Itests/tsan) -D_GNU_SOURCE -I. -MMD -MP
+CPPFLAGS += -D_GNU_SOURCE -I. -MMD -MP
 LDFLAGS += $(SANFLAGS_$(SAN)) -pthread
 LDLIBS  := -luring -lnbd -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcurl -lcrypto -lseccomp -lm -lpthread
 

@@ -51,7 +51,7 @@ static void uuid_text(const uint8_t id[16], char out[37])
 {
     char *p = out;
     for (unsigned i = 0; i < 16; i++)
-        p += sprintf(p, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", id[i]);
+        p += snprintf(p, (size_t)(out + 37 - p), "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", id[i]);
 }
 
 static int query_uuid(struct rp_qmp_call *call, struct rp_error *err)

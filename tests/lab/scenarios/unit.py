@@ -2,10 +2,12 @@
 
 tests=A,B: the names of the programs in build/tests/unit, as shell patterns; all of them unless given. filter=PATTERN: only
 the tests that match it (Criterion's SUITE/TEST). long=1: their long forms (CHECK_LONG). each=S: seconds per program (280).
+tap=DIR: where PROGRAM.tap with the result of each test is left.
 """
 import fnmatch
 import os
 import shlex
+import shutil
 
 TIMEOUT_S = 3600
 
@@ -24,10 +26,14 @@ def run(lab):
     if lab.word("long", 0):
         settings["CHECK_LONG"] = "1"
     env = shlex.join(f"{name}={value}" for name, value in settings.items())
+    tap = lab.word("tap", "")
     failed = []
     for program in programs:
         options = f"--filter {shlex.quote(lab.word('filter', ''))}" if lab.word("filter", "") else ""
-        result = a.run(f"cd /tmp && {env} timeout {each} /mnt/build/tests/unit/{program} -j2 {options}", timeout_s=each + 20, check=False)
+        result = a.run(f"cd /tmp && {env} timeout {each} /mnt/build/tests/unit/{program} -j2 --tap=/mnt/result/{program}.tap {options}",
+                       timeout_s=each + 20, check=False)
+        if tap and (a.result / f"{program}.tap").exists():
+            shutil.copy(a.result / f"{program}.tap", tap)
         last = [line for line in result.output.splitlines() if "Synthesis" in line][-1:]
         lab.log(f"{program}: {'passed' if result.rc == 0 else f'exit code {result.rc}'} {''.join(last)}")
         for line in result.output.splitlines():

@@ -3,7 +3,7 @@
  * maps memory where ThreadSanitizer allows none. Each test runs in a child process; TAP goes to standard output.
  * A program is one source file, so everything is in this header, main included.
  *
- *     program [--filter SUITE/NAME]       exit code 1: a test failed
+ *     program [PART OF SUITE::NAME]...     exit code 1: a test failed
  */
 #ifndef RP_TESTS_PLAIN_CRITERION_H
 #define RP_TESTS_PLAIN_CRITERION_H
@@ -136,16 +136,27 @@ static inline int plain_run(const struct plain_test *t, const struct plain_optio
     return !passed && !skipped;
 }
 
+static inline bool plain_wanted(const struct plain_test *t, int argc, char **argv)
+{
+    char name[256];
+    bool wanted = true;
+    snprintf(name, sizeof(name), "%s::%s", t->suite, t->name);
+    for (int i = 1; i < argc; i++)
+        if (argv[i][0] != '-') {        /* Criterion's options mean nothing here */
+            wanted = false;
+            if (strstr(name, argv[i]))
+                return true;
+        }
+    return wanted;
+}
+
 int main(int argc, char **argv)
 {
-    const char *filter = argc > 2 && strcmp(argv[1], "--filter") == 0 ? argv[2] : NULL;
     static const struct plain_options none;
     int failed = 0;
     for (const struct plain_test *t = plain_tests; t; t = t->next) {
         const struct plain_options *suite = &none;
-        char name[256];
-        snprintf(name, sizeof(name), "%s/%s", t->suite, t->name);
-        if (!t->fn || (filter && strcmp(filter, name) != 0))
+        if (!t->fn || !plain_wanted(t, argc, argv))
             continue;
         for (const struct plain_test *s = plain_tests; s; s = s->next)
             if (!s->fn && strcmp(s->suite, t->suite) == 0)
