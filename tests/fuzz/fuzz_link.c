@@ -1,11 +1,13 @@
 /*
- * The link: handshake from both sides, control messages, lanes. Connections are memory: what is received is the input (with a good
- * proof of the key when it asks for one, and seals mended on lanes), what is sent is looked at and forgotten. A session always
- * ends, the image then holds a whole epoch or nothing, and a stranger gets nowhere.
+ * The link, part by part: frames, lanes that gather them into an image, the handshake from both sides, control messages. Connections
+ * are memory: what is received is the input (with a good proof of the key when it asks for one, seals mended), what is sent is looked
+ * at and forgotten. Everything ends, the image then holds a whole epoch or nothing, and a stranger gets nowhere.
  */
-#include "core/clock.h"
+#include "core/image.h"
 #include "replicator/control.h"
-#include "replicator/link.h"
+#include "replicator/frame.h"
+#include "replicator/gather.h"
+#include "replicator/handshake.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <errno.h>
@@ -14,35 +16,19 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FRAMES_MAX 64u
+#define FRAMES_MAX 64u      /* of guest memory */
 #define LANES_MAX 3u
 #define HELLO_BYTES 160u
 #define NONCE_AT 120u
-#define SESSION_AT 104u
-#define PATIENCE_MS 20u     /* what the control connection waits for lanes that wait for each other */
 
-struct session;
 struct fake {
     struct rp_conn base;
-    struct session *s;
-    uint8_t hello[HELLO_BYTES];
-    bool good_proof, control;
-    unsigned sent;          /* messages: challenge, welcome, … */
-    struct rp_buf in;       /* what is received, after it what was handed out */
-    size_t at;
-    bool down;              /* s->lock */
-};
-
-struct session {
-    struct rp_listener base;
-    struct fake conns[1 + LANES_MAX];
-    unsigned n, accepted;
-    struct rp_secret key;
-    uint8_t id[16];
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    unsigned busy;          /* lanes that have not met their end */
-    struct rp_link_recv *recv;
+    uint8_t *bytes;         /* owned: what is received */
+    size_t len, at;
+    unsigned sent;          /* messages */
+    /* the standby's side of a handshake: a HELLO, then its proof */
+    const struct rp_secret *key;
+    bool good_proof;
 };
 
 static int readable_fd;     /* always readable */
@@ -62,103 +48,136 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 static struct fake *of(struct rp_conn *c) { return (struct fake *)c; }
 
-static void prove(struct fake *k, const uint8_t *challenge)
-{
-    uint8_t proof[RP_PROOF_BYTES] = {0};
-    if (k->good_proof)
-        rp_secret_prove(&k->s->key, "primary", k->hello + NONCE_AT, challenge + 8, k->hello, HELLO_BYTES, proof);
-    struct rp_buf rest = k->in;
-    k->in = (struct rp_buf){0};
-    rp_buf_put(&k->in, k->hello, HELLO_BYTES);
-    rp_buf_put(&k->in, proof, sizeof(proof));
-    rp_buf_put(&k->in, rest.data, rest.len);
-    rp_buf_fini(&rest);
-}
-
 static ssize_t fake_send(struct rp_conn *c, const struct iovec *iov, int n, bool wait)
 {
-    (void)wait;
     struct fake *k = of(c);
     size_t len = 0;
+    (void)wait;
     for (int i = 0; i < n; i++)
         len += iov[i].iov_len;
-    if (k->s && k->sent == 0 && len >= 8 + RP_NONCE_BYTES)
-        prove(k, iov[0].iov_base);
-    if (k->s && k->sent == 1 && k->control && len >= 20)
-        memcpy(k->s->id, (const uint8_t *)iov[0].iov_base + 4, sizeof(k->s->id));
+    if (k->key && k->sent == 0 && k->good_proof && len >= 8 + RP_NONCE_BYTES && k->len >= HELLO_BYTES + RP_PROOF_BYTES)
+        rp_secret_prove(k->key, "primary", k->bytes + NONCE_AT, (const uint8_t *)iov[0].iov_base + 8, k->bytes, HELLO_BYTES,
+                        k->bytes + HELLO_BYTES);
     k->sent++;
     return (ssize_t)len;
 }
 
-/* The control connection ends only when the lanes have, or wait for something that will not come. */
-static void let_lanes_finish(struct session *s)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += PATIENCE_MS * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    pthread_mutex_lock(&s->lock);
-    while (s->busy && pthread_cond_timedwait(&s->changed, &s->lock, &until) == 0)
-        continue;
-    pthread_mutex_unlock(&s->lock);
-}
-
-static void met_end(struct fake *k)
-{
-    pthread_mutex_lock(&k->s->lock);
-    if (!k->down && !k->control)
-        k->s->busy--;
-    k->down = true;
-    pthread_cond_broadcast(&k->s->changed);
-    pthread_mutex_unlock(&k->s->lock);
-}
-
 static ssize_t fake_recv(struct rp_conn *c, void *buf, size_t len, int timeout_ms)
 {
-    (void)timeout_ms;
     struct fake *k = of(c);
-    size_t n = k->in.len - k->at < len ? k->in.len - k->at : len;
-    if (n == 0) {
-        if (k->s && k->control)
-            let_lanes_finish(k->s);
-        if (k->s)
-            met_end(k);
-        return 0;
-    }
-    memcpy(buf, k->in.data + k->at, n);
+    size_t n = k->len - k->at < len ? k->len - k->at : len;
+    (void)timeout_ms;
+    memcpy(buf, k->bytes + k->at, n);
     k->at += n;
     return (ssize_t)n;
 }
 
 static int fake_poll_fd(const struct rp_conn *c) { (void)c; return readable_fd; }
-static void fake_shutdown(struct rp_conn *c) { if (of(c)->s) met_end(of(c)); }
-static void fake_close(struct rp_conn *c) { (void)c; }
+static void fake_shutdown(struct rp_conn *c) { (void)c; }
+static void fake_close(struct rp_conn *c)
+{
+    free(of(c)->bytes);
+    free(c);
+}
 static const struct rp_conn_ops fake_ops = {.name = "fuzz", .send = fake_send, .recv = fake_recv, .poll_fd = fake_poll_fd,
                                             .shutdown = fake_shutdown, .close = fake_close};
 
-static int next_accept(struct rp_listener *l, struct rp_conn **out, struct rp_error *err)
+static struct fake *fake_make(const uint8_t *p, size_t n)
 {
-    (void)err;
-    struct session *s = (struct session *)l;
-    if (s->accepted == s->n) {
-        rp_link_cancel(s->recv);
-        return -EAGAIN;
+    struct fake *k = calloc(1, sizeof(*k));
+    k->base = (struct rp_conn){.ops = &fake_ops, .peer = "fuzz"};
+    k->bytes = malloc(n + 1);
+    k->len = n;
+    if (n)
+        memcpy(k->bytes, p, n);
+    return k;
+}
+
+/* --- frames and lanes --- */
+
+static uint8_t *mend_records(uint8_t *p, size_t len)
+{
+    size_t at = 0;
+    for (uint64_t seq = 0; len - at >= RP_RECORD_HEADER; seq++) {
+        uint64_t whole = RP_RECORD_HEADER + (uint64_t)rp_ld32(p + at + 4);
+        if (whole > len - at)
+            break;
+        struct rp_buf b = {.data = p + at, .len = (size_t)whole, .cap = (size_t)whole};
+        rp_st16(b.data, RP_RECORD_MAGIC);
+        if (rp_record_seal(&b, 0, seq) < 0)
+            break;
+        at += (size_t)whole;
     }
-    struct fake *k = &s->conns[s->accepted++];
-    if (!k->control)
-        memcpy(k->hello + SESSION_AT, s->id, sizeof(s->id));
-    memcpy(k->in.data, k->hello, HELLO_BYTES);
-    *out = &k->base;
+    return p;
+}
+
+static void frame_alone(struct fz *f)
+{
+    struct rp_error err = {0};
+    uint32_t len = 0, pos = 0, records = 0;
+    uint64_t number;
+    uint8_t header[RP_FRAME_HEADER] = {0};
+    size_t n;
+    const uint8_t *p = fz_bytes(f, sizeof(header), &n);
+    memcpy(header, p, n);
+    int rc = rp_frame_get_header(header, &len, &number, &err);
+    FZ_HOLDS(rc == 0 ? len <= RP_FRAME_MAX : rc == -EBADMSG && err.text[0]);
+    uint8_t *copy = malloc(f->left ? f->left : 1);
+    memcpy(copy, f->p, f->left);
+    mend_records(copy, f->left);
+    err = (struct rp_error){0};
+    rc = rp_frame_check(copy, (uint32_t)f->left, &err);
+    FZ_HOLDS(rc == 0 || err.text[0]);
+    struct rp_record r;
+    while (rc == 0 && rp_frame_next(copy, (uint32_t)f->left, &pos, &r)) {
+        FZ_HOLDS(r.payload >= copy && r.payload + r.len <= copy + f->left && r.seq == records);
+        records++;
+    }
+    FZ_HOLDS(rc < 0 || pos == f->left);
+    free(copy);
+}
+
+struct far {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct rp_image *image;
+    uint64_t taken;
+    unsigned lanes, refused;
+};
+
+static int far_feed(void *ctx, const struct rp_record *r, struct rp_error *err)
+{
+    return rp_image_feed(((struct far *)ctx)->image, r, err);
+}
+
+static int far_taken(void *ctx, uint64_t number, uint64_t bytes, bool epoch, struct rp_error *err)
+{
+    struct far *x = ctx;
+    (void)bytes, (void)epoch, (void)err;
+    FZ_HOLDS(number > x->taken);
+    x->taken = number;
     return 0;
 }
-static int listener_fd(const struct rp_listener *l) { (void)l; return readable_fd; }
-static void listener_close(struct rp_listener *l) { (void)l; }
-static const struct rp_listener_ops listener_ops = {.accept = next_accept, .poll_fd = listener_fd, .close = listener_close};
 
-/* --- the standby's side --- */
+static void far_refused(void *ctx, int rc, const struct rp_error *why)
+{
+    struct far *x = ctx;
+    FZ_HOLDS(rc < 0 && why->text[0]);
+    pthread_mutex_lock(&x->lock);
+    x->refused++;
+    pthread_cond_signal(&x->changed);
+    pthread_mutex_unlock(&x->lock);
+}
+
+static void far_lane_ended(void *ctx, unsigned lane, const char *transport, int rc, unsigned left)
+{
+    struct far *x = ctx;
+    (void)lane, (void)transport, (void)rc, (void)left;
+    pthread_mutex_lock(&x->lock);
+    x->lanes--;
+    pthread_cond_signal(&x->changed);
+    pthread_mutex_unlock(&x->lock);
+}
 
 static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
 {
@@ -174,132 +193,138 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     return 0;
 }
 
-static void hello(struct fz *f, struct fake *k, uint32_t role, uint32_t lanes)
+/* A lane's bytes: frames of the input, their headers and records mended, numbers as the input says (near the next one). */
+static struct fake *lane(struct fz *f, size_t share)
 {
-    memset(k->hello, 0, sizeof(k->hello));
-    memcpy(k->hello, "RPLINK\r\n", 8);
-    rp_st32(k->hello + 8, RP_LINK_VERSION);
-    rp_st32(k->hello + 12, role);
-    rp_st32(k->hello + 16, lanes);
-    rp_st32(k->hello + 20, 20);
-    memset(k->hello + 24, 7, 16);
-    memcpy(k->hello + 40, "golden", 6);
-    for (unsigned i = fz_u8(f) % 4; i > 0; i--)
-        k->hello[fz_u8(f) % HELLO_BYTES] = fz_u8(f);
-}
-
-static void control_bytes(struct fz *f, struct fake *k)
-{
-    for (unsigned i = fz_u8(f) % 16; i > 0; i--) {
-        rp_buf_u32(&k->in, fz_u8(f) % 8);
-        rp_buf_u32(&k->in, 0);
-        rp_buf_u64(&k->in, fz_u64(f));
-        rp_buf_u64(&k->in, fz_u8(f));
+    struct rp_buf b = {0};
+    uint64_t number = fz_u8(f) % 3;
+    size_t n, end = f->left > share ? f->left - share : 0;
+    while (f->left > end) {
+        number += (uint64_t)fz_u8(f) % 4;
+        const uint8_t *p = fz_bytes(f, fz_u16(f) % 12000, &n);
+        uint8_t *h = rp_buf_extend(&b, RP_FRAME_HEADER);
+        FZ_HOLDS(h != NULL);
+        rp_frame_put_header(h, (uint32_t)n, number);
+        rp_buf_put(&b, p, n);
+        FZ_HOLDS(!b.failed);
+        mend_records(b.data + b.len - n, n);
     }
+    struct fake *k = fake_make(b.data, b.len);
+    rp_buf_fini(&b);
+    return k;
 }
 
-/* A stream whose seals are good. */
-static void lane_bytes(struct fz *f, struct fake *k, size_t share)
+static void lanes(struct fz *f)
 {
-    size_t n, start = k->in.len, at = start;
-    const uint8_t *p = fz_bytes(f, share, &n);
-    rp_buf_put(&k->in, p, n);
-    for (uint64_t seq = 0; k->in.len - at >= RP_RECORD_HEADER; seq++) {
-        uint64_t whole = RP_RECORD_HEADER + (uint64_t)rp_ld32(k->in.data + at + 4);
-        if (whole > k->in.len - at)
-            break;
-        struct rp_buf b = {.data = k->in.data + at, .len = (size_t)whole, .cap = (size_t)whole};
-        rp_st16(b.data, RP_RECORD_MAGIC);
-        if (rp_record_seal(&b, 0, seq) < 0)
-            break;
-        at += (size_t)whole;
+    struct far x = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    struct rp_image_ops ops = {.ram = make_ram};
+    struct rp_gather_events events = {.ctx = &x, .feed = far_feed, .taken = far_taken, .refused = far_refused, .lane_ended = far_lane_ended};
+    struct rp_gather *g;
+    unsigned n = 1 + fz_u8(f) % LANES_MAX;
+    FZ_HOLDS(rp_image_create(RP_IMAGE_STAGED, &ops, 16 * RP_PAGE_SIZE, &x.image, NULL) == 0);
+    FZ_HOLDS(rp_gather_create(&events, &g, NULL) == 0);
+    for (unsigned i = 0; i < n; i++) {
+        struct fake *k = lane(f, f->left / (n - i));
+        pthread_mutex_lock(&x.lock);
+        x.lanes++;
+        pthread_mutex_unlock(&x.lock);
+        if (rp_gather_add(g, &k->base, i, NULL) < 0) {      /* an earlier lane was refused */
+            pthread_mutex_lock(&x.lock);
+            x.lanes--;
+            pthread_mutex_unlock(&x.lock);
+        }
     }
+    pthread_mutex_lock(&x.lock);
+    while (x.lanes && !x.refused)       /* memory ends, and so do they; what was refused is told once, then nothing */
+        pthread_cond_wait(&x.changed, &x.lock);
+    pthread_mutex_unlock(&x.lock);
+    rp_gather_destroy(g);
+    FZ_HOLDS(x.refused <= 1);
+    rp_image_drop(x.image);
+    if (view.base) {
+        struct rp_hash128 is = rp_digest_of(&view), says = rp_image_digest(x.image)->sum;
+        FZ_HOLDS(is.lo == says.lo && is.hi == says.hi && rp_image_staged_bytes(x.image) == 0);
+        FZ_HOLDS(rp_image_epoch(x.image) || (is.lo == 0 && is.hi == 0));
+        memset(memory, 0, FRAMES_MAX * RP_PAGE_SIZE);
+    }
+    view = (struct rp_ram_view){0};
+    rp_image_destroy(x.image);
 }
 
-static void must_hold(const struct rp_image *image)
+/* --- handshakes --- */
+
+static const struct rp_secret key = {.len = 16, .bytes = "0123456789abcdef"};
+
+static int judge(void *ctx, const struct rp_hello *h, struct rp_welcome *w, struct rp_error *err)
 {
-    if (!view.base)
-        return;
-    struct rp_hash128 is = rp_digest_of(&view), says = rp_image_digest(image)->sum;
-    FZ_HOLDS(is.lo == says.lo && is.hi == says.hi && rp_image_staged_bytes(image) == 0);
-    if (rp_image_epoch(image) == 0)
-        FZ_HOLDS(is.lo == 0 && is.hi == 0);
+    (void)w;
+    *(bool *)ctx = true;
+    FZ_HOLDS(memchr(h->vm_name, 0, sizeof(h->vm_name)) != NULL && h->version == RP_LINK_VERSION);
+    return h->lanes > 16 ? rp_error_set(err, EPROTO, "too many") : 0;
 }
 
 static void standby(struct fz *f)
 {
-    static struct session s;
-    struct rp_image *image;
-    struct rp_image_ops ops = {.ram = make_ram};
-    struct rp_link_outcome out;
+    uint8_t in[HELLO_BYTES + RP_PROOF_BYTES] = "RPLINK\r\n";
+    struct rp_hello hello;
     struct rp_error err = {0};
-    uint8_t flags = fz_u8(f);
-    s = (struct session){.base = {.ops = &listener_ops}, .n = 2 + fz_u8(f) % LANES_MAX, .key = {.len = 16, .bytes = "0123456789abcdef"}};
-    pthread_mutex_init(&s.lock, NULL);
-    pthread_cond_init(&s.changed, NULL);
-    s.busy = s.n - 1;
-    for (unsigned i = 0; i < s.n; i++) {
-        struct fake *k = &s.conns[i];
-        *k = (struct fake){.base = {.ops = &fake_ops, .peer = "fuzz"}, .s = &s, .control = i == 0, .good_proof = (flags >> i & 1) == 0};
-        hello(f, k, i == 0 ? RP_LINK_CONTROL : RP_LINK_LANE, i == 0 ? s.n - 1 : 0);
-        if (i > 0)
-            rp_st32(k->hello + 16, s.n - 1);
-        rp_buf_put(&k->in, k->hello, HELLO_BYTES);      /* refreshed when accepted; the proof goes behind it */
-    }
-    for (unsigned i = 0; i < s.n; i++) {    /* what comes after the handshake: put behind once the proof is known */
-        struct rp_buf hello_only = s.conns[i].in;
-        s.conns[i].in = (struct rp_buf){0};
-        if (i == 0)
-            control_bytes(f, &s.conns[i]);
-        else
-            lane_bytes(f, &s.conns[i], f->left / (s.n - i));
-        struct rp_buf rest = s.conns[i].in;
-        s.conns[i].in = hello_only;
-        rp_buf_put(&s.conns[i].in, rest.data, rest.len);
-        rp_buf_fini(&rest);
-    }
-    FZ_HOLDS(rp_image_create(RP_IMAGE_STAGED, &ops, 16 * RP_PAGE_SIZE, &image, NULL) == 0);
-    struct rp_link_recv_config cfg = {.key = s.key, .vm_name = "golden", .timeout_ms = 1000, .image = image};
-    FZ_HOLDS(rp_link_recv_create(&s.base, &cfg, &s.recv, NULL) == 0);
-    int rc = rp_link_serve(s.recv, &out, &err);
-    FZ_HOLDS(rc == 0 ? out.end >= RP_LINK_LOST && out.end <= RP_LINK_CANCELLED : err.text[0] != 0);
-    must_hold(image);
-    if (rc == 0 && out.end == RP_LINK_FINAL)
-        rc = rp_link_recv_running(s.recv, &err);
-    rp_link_recv_destroy(s.recv);
-    rp_image_destroy(image);
-    if (view.base)
-        memset(memory, 0, FRAMES_MAX * RP_PAGE_SIZE);
-    view = (struct rp_ram_view){0};
-    for (unsigned i = 0; i < s.n; i++)
-        rp_buf_fini(&s.conns[i].in);
-    pthread_mutex_destroy(&s.lock);
-    pthread_cond_destroy(&s.changed);
+    bool judged = false, good = fz_u8(f) & 1;
+    rp_st32(in + 8, RP_LINK_VERSION);
+    rp_st32(in + 12, 1 + fz_u8(f) % 3);
+    for (unsigned i = fz_u8(f) % 16; i > 0; i--)
+        in[8 + fz_u8(f) % (HELLO_BYTES - 8)] = fz_u8(f);
+    size_t cut = fz_u8(f) % 4 ? sizeof(in) : fz_u8(f);
+    struct fake *k = fake_make(in, cut < sizeof(in) ? cut : sizeof(in));
+    k->key = &key;
+    k->good_proof = good;
+    int rc = rp_handshake_accept(&k->base, &key, judge, &judged, &hello, &err);
+    FZ_HOLDS(rc == 0 ? judged && good : err.text[0] != 0);
+    FZ_HOLDS(good || !judged);      /* nobody is looked at who did not prove the key */
+    rp_conn_close(&k->base);
 }
-
-/* --- the primary's side of the handshake --- */
 
 static void primary(struct fz *f)
 {
-    struct fake k = {.base = {.ops = &fake_ops, .peer = "fuzz"}};
-    struct rp_secret key = {.len = 16, .bytes = "0123456789abcdef"};
+    struct fake *k = fake_make(f->p, f->left);
     struct rp_hello h = {.role = RP_LINK_CONTROL, .lanes = 1, .heartbeat_ms = 20};
     struct rp_welcome w;
     struct rp_error err = {0};
-    rp_buf_put(&k.in, f->p, f->left);
-    int rc = rp_handshake_connect(&k.base, &key, &h, &w, &err);
-    FZ_HOLDS(rc < 0 && err.text[0]);    /* nobody guesses the proof */
+    int rc = rp_handshake_connect(&k->base, &key, &h, &w, &err);
+    FZ_HOLDS(rc < 0 && err.text[0]);        /* nobody guesses the proof */
     for (const char *p = err.text; *p; p++)
         FZ_HOLDS((unsigned char)*p >= ' ');
-    rp_buf_fini(&k.in);
+    rp_conn_close(&k->base);
+}
+
+static void control(struct fz *f)
+{
+    struct rp_control c;
+    struct rp_control_msg m;
+    unsigned paths = 1 + fz_u8(f) % 2, got = 0;
+    FZ_HOLDS(rp_control_init(&c, NULL) == 0);
+    size_t left = f->left;
+    for (unsigned i = 0; i < paths; i++) {
+        size_t n;
+        const uint8_t *p = fz_bytes(f, f->left / (paths - i), &n);
+        FZ_HOLDS(rp_control_add(&c, &fake_make(p, n)->base, (int)i) == 0);
+    }
+    while (rp_control_recv(&c, &m, 1000) == 0) {
+        got++;
+        FZ_HOLDS(got <= left / RP_CONTROL_BYTES + paths);
+    }
+    FZ_HOLDS(rp_control_living(&c) == 0);
+    rp_control_fini(&c);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fz f = {data, size};
-    if (fz_u8(&f) % 8 == 0)
-        primary(&f);
-    else
-        standby(&f);
+    switch (fz_u8(&f) % 8) {
+    case 0: primary(&f); break;
+    case 1: standby(&f); break;
+    case 2: control(&f); break;
+    case 3: frame_alone(&f); break;
+    default: lanes(&f); break;
+    }
     return 0;
 }

@@ -42,9 +42,9 @@ static int give_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     return 0;
 }
 
-static int on_disk(void *ctx, const struct rp_record *r, struct rp_error *err)
+static int on_disk(void *ctx, const struct rp_epoch_header *h, const struct rp_record *r, struct rp_error *err)
 {
-    (void)ctx;
+    (void)ctx, (void)h;
     return rp_disk_walk(r, NULL, NULL, err);
 }
 
