@@ -67,7 +67,7 @@ UNIT_LIBS := $(if $(filter thread,$(SAN)),,-lcriterion)
 $(BUILD)/tests/unit/%.o: CPPFLAGS += $(if $(filter thread,$(SAN)),-Itests/unit/plain)
 UNIT    := $(foreach s,$(unit_SRCS),$(BUILD)/$(s:.c=))
 $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(TOOLS_LIBS)
-	$(CC) $(LDFLAGS) -o $@ $< $(TOOLS_LIBS) $(LDLIBS) $(UNIT_LIBS)
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) $(TOOLS_LIBS) $(LDLIBS) $(UNIT_LIBS)
 
 .PHONY: unit
 unit: $(UNIT)

@@ -1,5 +1,7 @@
 #include "core/pool.h"
 
+#include "core/clock.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -114,4 +116,14 @@ void rp_pool_destroy(struct rp_pool *p)
 unsigned rp_pool_threads(const struct rp_pool *p)
 {
     return p->threads;
+}
+
+uint64_t rp_pool_cpu_ns(const struct rp_pool *p)
+{
+    uint64_t ns = 0;
+    clockid_t clock;
+    for (unsigned i = 0; i < p->threads; i++)
+        if (pthread_getcpuclockid(p->helpers[i].thread, &clock) == 0)
+            ns += rp_clock_read(clock);
+    return ns;
 }

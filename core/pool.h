@@ -10,12 +10,15 @@
 
 #include "core/error.h"
 
+#include <stdint.h>
+
 struct rp_pool;
 
 /* `name`: for the threads, at most 8 characters. threads may be 0. -errno of pthread_create. */
 int rp_pool_create(const char *name, unsigned threads, struct rp_pool **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_pool_destroy(struct rp_pool *p);
 unsigned rp_pool_threads(const struct rp_pool *p);
+uint64_t rp_pool_cpu_ns(const struct rp_pool *p);  /* that the helpers have used; any thread */
 void rp_pool_run(struct rp_pool *p, void (*fn)(void *ctx, unsigned worker), void *ctx);
 
 #endif

@@ -387,6 +387,11 @@ void rp_encoder_judged(const struct rp_encoder *e, uint8_t codec, struct rp_code
     *out = (struct rp_codec_judgement){.on = p->on, .saved_bytes = p->saved_bytes, .cost_ns = p->cost_ns, .price = e->price};
 }
 
+uint64_t rp_encoder_helpers_cpu_ns(const struct rp_encoder *e)
+{
+    return rp_pool_cpu_ns(e->pool);
+}
+
 const struct rp_encode_stats *rp_encoder_stats(const struct rp_encoder *e)
 {
     return &e->stats;

@@ -57,5 +57,6 @@ int rp_encoder_run(struct rp_encoder *e, uint64_t epoch, uint32_t pass, const st
                    rp_encoder_emit *emit, void *ctx, uint64_t *records, uint64_t *entries,
                    struct rp_error *err) RP_MUST_CHECK;
 const struct rp_encode_stats *rp_encoder_stats(const struct rp_encoder *e);
+uint64_t rp_encoder_helpers_cpu_ns(const struct rp_encoder *e); /* any thread */
 
 #endif

@@ -31,7 +31,7 @@
 #include "core/sink.h"
 #include "core/source.h"
 #include "replicator/encoder.h"
-#include "replicator/policy.h"
+#include "replicator/governor.h"
 
 enum rp_run_kind { RP_RUN_ONCE, RP_RUN_CONTINUOUS, RP_RUN_FINAL };
 
@@ -60,6 +60,11 @@ struct rp_engine_stats {
     double dirty_pages_s;
     uint64_t arena_bytes;
     uint64_t cuts_put_off;              /* cuts that found more dirty pages than slots */
+    enum rp_pressure pressure;          /* what had to be done so that the sink keeps up (governor.h) */
+    unsigned throttle;                  /* percent of the vCPUs' time taken */
+    uint64_t epoch_ns;                  /* length of an epoch in force */
+    double cpu;                         /* of one core that the engine uses, moving average */
+    uint64_t wire_bytes;                /* emitted since the start, headers included */
     struct rp_hist pause, commit;       /* ns: vCPUs stand still; cut to commit */
     struct rp_hist dirty;               /* pages per epoch */
     struct rp_encode_stats encode;

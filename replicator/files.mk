@@ -5,8 +5,12 @@ replicator_SRCS := \
 	replicator/control.c \
 	replicator/copy.c \
 	replicator/doors.c \
+	replicator/emitter.c \
 	replicator/encoder.c \
+	replicator/governor.c \
 	replicator/engine.c \
+	replicator/engine_govern.c \
+	replicator/engine_run.c \
 	replicator/fingerprint.c \
 	replicator/frame.c \
 	replicator/gather.c \

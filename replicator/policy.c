@@ -6,7 +6,10 @@
 #define EARLY_ROUNDS 4u         /* each round leaves what was dirtied during the one before: it converges or never will */
 #define EARLY_RETRY 64u         /* epochs until early capture is tried again after it did not pay */
 #define QUIET_PAYS 0.5          /* below this share of quiet pages early copies are wasted work */
-#define MIN_EPOCH_NS (MS / 2)   /* outputs never cut more often than this */
+#define IDLE_PAGES_S 500.0      /* a VM that dirties less and says nothing is idle */
+#define IDLE_EPOCHS 16u         /* … and is cut after so many epochs' time, */
+#define IDLE_MAX_NS (500 * MS)  /* or this */
+#define LOOK_NS (100 * MS)      /* between two looks while epochs wait for their commit */
 
 void rp_goal_defaults(struct rp_goal *g)
 {
@@ -18,13 +21,32 @@ void rp_goal_defaults(struct rp_goal *g)
         g->downtime_ns = 10 * MS;
     if (!g->depth)
         g->depth = 4;
+    if (!g->throttle_max)
+        g->throttle_max = 99;
+    if (!g->stall_ns)
+        g->stall_ns = 10000 * MS;
 }
 
 void rp_policy_init(struct rp_policy *p, const struct rp_goal *goal, uint64_t now_ns)
 {
     *p = (struct rp_policy){.goal = *goal, .last_cut_ns = now_ns, .copy_ns_per_page = 1000, .stay_quiet = 1};
     rp_goal_defaults(&p->goal);
+    rp_policy_limit(p, 0, 0);
 }
+
+void rp_policy_open(struct rp_policy *p)
+{
+    p->early_done_ns = p->looked_ns = p->looked_pages = 0;
+    p->rounds = 0;
+}
+
+void rp_policy_limit(struct rp_policy *p, uint64_t epoch_ns, uint64_t gap_ns)
+{
+    p->epoch_ns = epoch_ns > p->goal.epoch_ns ? epoch_ns : p->goal.epoch_ns;
+    p->gap_ns = gap_ns > RP_POLICY_GAP_NS ? gap_ns : RP_POLICY_GAP_NS;
+}
+
+/* --- learning --- */
 
 static void average(double *avg, double sample)
 {
@@ -51,6 +73,7 @@ void rp_policy_learn_pause(struct rp_policy *p, uint64_t ns, uint64_t pages)
 
 void rp_policy_learn_early(struct rp_policy *p, uint64_t early, uint64_t again)
 {
+    average(&p->early_share, early != 0);
     if (early == 0) {
         p->early_skipped++;
         return;
@@ -59,13 +82,31 @@ void rp_policy_learn_early(struct rp_policy *p, uint64_t early, uint64_t again)
     average(&p->stay_quiet, 1 - (double)again / (double)early);
 }
 
-/* When this epoch should be cut if nothing else happens. */
-static uint64_t due(const struct rp_policy *p)
+void rp_policy_learn_early_done(struct rp_policy *p, uint64_t now_ns)
 {
-    return p->last_cut_ns + p->goal.epoch_ns;
+    p->early_done_ns = now_ns;
+    p->rounds++;
 }
 
-static bool early_pays(const struct rp_policy *p)
+void rp_policy_learn_look(struct rp_policy *p, uint64_t now_ns, uint64_t pages)
+{
+    p->looked_ns = now_ns;
+    p->looked_pages = pages;
+}
+
+/* Small epochs say what an epoch takes, large ones what a page adds to that. */
+void rp_policy_learn_commit(struct rp_policy *p, uint64_t ns, uint64_t pages)
+{
+    double took = (double)ns, fixed = p->commit_ns;
+    if (pages < 64 || took < fixed)
+        average(&p->commit_ns, took);
+    else
+        average(&p->commit_ns_per_page, (took - fixed) / (double)pages);
+}
+
+/* --- deciding --- */
+
+bool rp_policy_early_pays(const struct rp_policy *p)
 {
     return p->stay_quiet >= QUIET_PAYS || p->early_skipped >= EARLY_RETRY;
 }
@@ -75,35 +116,93 @@ static struct rp_decision wait_until(uint64_t until, const char *why)
     return (struct rp_decision){.action = RP_POLICY_WAIT, .until_ns = until, .why = why};
 }
 
+static struct rp_decision act(enum rp_policy_action action, int reason, const char *why)
+{
+    return (struct rp_decision){.action = action, .reason = reason, .why = why};
+}
+
+/* When this epoch should be cut if no output waits. Under a latency goal it must not have grown so much that an output which
+ * comes now could not be committed in half that time. */
+static uint64_t due(const struct rp_policy *p)
+{
+    double length = (double)p->epoch_ns, per_ns = p->dirty_per_ns * p->commit_ns_per_page;
+    double room = (double)p->goal.latency_ns / 2 - p->commit_ns;
+    if (p->goal.latency_ns && per_ns > 0 && per_ns * length > room)
+        length = room > 0 ? room / per_ns : 0;
+    if (length < (double)p->gap_ns)
+        length = (double)p->gap_ns < (double)p->epoch_ns ? (double)p->gap_ns : (double)p->epoch_ns;
+    return p->last_cut_ns + (uint64_t)length;
+}
+
+/* An output waits: cut, unless the last cut was a moment ago, or a limit on resources asks to gather some more outputs first
+ * and the latency goal leaves time for that. */
+static struct rp_decision serve_output(const struct rp_policy *p, uint64_t now_ns)
+{
+    uint64_t at = p->last_cut_ns + p->gap_ns, least = p->last_cut_ns + RP_POLICY_GAP_NS;
+    uint64_t commit = (uint64_t)(p->commit_ns + p->dirty_per_ns * (double)(now_ns - p->last_cut_ns) * p->commit_ns_per_page);
+    if (p->goal.latency_ns) {
+        uint64_t latest = p->output_since_ns + (commit < p->goal.latency_ns ? p->goal.latency_ns - commit : 0);
+        at = latest < at ? latest : at;
+    }
+    at = at > least ? at : least;
+    if (now_ns < at)
+        return wait_until(at, "an output waits, but the last cut was a moment ago");
+    return act(RP_POLICY_CUT, RP_CUT_OUTPUT, "an output waits");
+}
+
 /*
  *  last cut                                  early   early        due
  *     |---------------------------------------|=======|==|--------|cut|
  *  Early capture begins so that it is just done when the cut is due; what is dirtied during it is little.
  */
-struct rp_decision rp_policy_next(const struct rp_policy *p, uint64_t now_ns, uint64_t early_done_ns, unsigned rounds)
+static bool early(const struct rp_policy *p, uint64_t now_ns, uint64_t cut_at, struct rp_decision *out)
 {
-    if (p->in_flight >= p->goal.depth)
-        return wait_until(now_ns + 100 * MS, "as many epochs as allowed wait for their commit");
-    if (p->output_since_ns) {
-        uint64_t earliest = p->last_cut_ns + MIN_EPOCH_NS;
-        if (now_ns < earliest)
-            return wait_until(earliest, "an output waits, but the last cut was a moment ago");
-        return (struct rp_decision){.action = RP_POLICY_CUT, .reason = RP_CUT_OUTPUT, .why = "an output waits"};
-    }
-    uint64_t cut_at = due(p);
     double expect = p->dirty_per_ns * (double)(cut_at - p->last_cut_ns) * p->copy_ns_per_page;
-    if (expect > (double)p->goal.pause_ns && early_pays(p) && rounds < EARLY_ROUNDS) {
+    if (expect <= (double)p->goal.pause_ns || !rp_policy_early_pays(p) || p->rounds >= EARLY_ROUNDS)
+        return false;
+    if (p->rounds == 0) {
         uint64_t lead = (uint64_t)(expect * 1.25) + MS / 4;
-        if (rounds == 0) {
-            if (now_ns + lead >= cut_at)
-                return (struct rp_decision){.action = RP_POLICY_EARLY, .why = "the expected copy is longer than the pause aimed at"};
-            return wait_until(cut_at - lead, "early capture is not due yet");
-        }
-        double since = p->dirty_per_ns * (double)(now_ns - early_done_ns) * p->copy_ns_per_page;
-        if (now_ns >= cut_at && since > (double)p->goal.pause_ns)
-            return (struct rp_decision){.action = RP_POLICY_EARLY, .why = "too much was dirtied since the last early capture"};
+        *out = now_ns + lead >= cut_at ? act(RP_POLICY_EARLY, 0, "the expected copy is longer than the pause aimed at")
+                                       : wait_until(cut_at - lead, "early capture is not due yet");
+        return true;
     }
+    double since = p->dirty_per_ns * (double)(now_ns - p->early_done_ns) * p->copy_ns_per_page;
+    *out = act(RP_POLICY_EARLY, 0, "too much was dirtied since the last early capture");
+    return now_ns >= cut_at && since > (double)p->goal.pause_ns;
+}
+
+/* The epoch is over, but a VM that does next to nothing need not be cut yet. */
+static bool idle(const struct rp_policy *p, uint64_t now_ns, struct rp_decision *out)
+{
+    uint64_t most = p->epoch_ns * IDLE_EPOCHS < IDLE_MAX_NS ? p->epoch_ns * IDLE_EPOCHS : IDLE_MAX_NS;
+    uint64_t end = p->last_cut_ns + (most > p->epoch_ns ? most : p->epoch_ns);
+    if (now_ns >= end || p->dirty_per_ns * 1e9 >= IDLE_PAGES_S || p->rounds)
+        return false;
+    if (!p->looked_ns || now_ns - p->looked_ns >= p->epoch_ns) {
+        *out = act(RP_POLICY_LOOK, 0, "the VM may be idle");
+        return true;
+    }
+    uint64_t next = p->looked_ns + p->epoch_ns;
+    *out = wait_until(next < end ? next : end, "the VM is idle");
+    return (double)p->looked_pages * 1e9 < IDLE_PAGES_S * (double)(p->looked_ns - p->last_cut_ns);
+}
+
+struct rp_decision rp_policy_next(const struct rp_policy *p, uint64_t now_ns)
+{
+    struct rp_decision d;
+    uint64_t cut_at = due(p);
+    if (p->in_flight >= p->goal.depth) {
+        if (now_ns >= cut_at + LOOK_NS && now_ns >= p->looked_ns + LOOK_NS)
+            return act(RP_POLICY_LOOK, 0, "epochs wait for their commit: how much is dirty meanwhile?");
+        return wait_until(now_ns + LOOK_NS, "as many epochs as allowed wait for their commit");
+    }
+    if (p->output_since_ns)
+        return serve_output(p, now_ns);
+    if (early(p, now_ns, cut_at, &d))
+        return d;
     if (now_ns < cut_at)
         return wait_until(cut_at, "the epoch is not over");
-    return (struct rp_decision){.action = RP_POLICY_CUT, .reason = RP_CUT_PERIOD, .why = "the epoch is over"};
+    if (idle(p, now_ns, &d))
+        return d;
+    return act(RP_POLICY_CUT, RP_CUT_PERIOD, "the epoch is over");
 }

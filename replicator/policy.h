@@ -3,6 +3,7 @@
  *
  * A goal says what the user wants ("an epoch every 20 ms", "at most 5 ms added latency"), not how. Every decision
  * carries its reason. No clock and no I/O in here: time comes in as an argument, so tests own it.
+ * How long an epoch may get when resources are short is the governor's to say (governor.h).
  */
 #ifndef RP_REPLICATOR_POLICY_H
 #define RP_REPLICATOR_POLICY_H
@@ -12,39 +13,60 @@
 
 struct rp_goal {
     uint64_t epoch_ns;          /* length of an epoch when nothing else asks for a cut; 0: 20 ms */
-    uint64_t latency_ns;        /* > 0: an output may wait about this long; cuts follow outputs, not the clock */
+    uint64_t latency_ns;        /* > 0: an output may wait about this long, from when it begins until it leaves; 0: cuts
+                                   follow outputs as closely as the other goals allow */
     uint64_t pause_ns;          /* pause aimed at: pages beyond it are captured before the cut; 0: 0.3 ms */
     uint64_t bandwidth_bytes_s; /* 0: unlimited */
     unsigned cpu_percent;       /* of one core for the engine; 0: unlimited */
     uint64_t downtime_ns;       /* migration: longest final pause; 0: 10 ms */
     unsigned depth;             /* epochs cut but not committed; 0: 4 */
+    unsigned throttle_max;      /* percent of the vCPUs' time that may be taken (INV-5); 0: 99; 100: none, never */
+    uint64_t stall_ns;          /* no progress for so long, and the sink is given up; 0: 10 s; UINT64_MAX: never */
 };
 void rp_goal_defaults(struct rp_goal *g);
 
+#define RP_POLICY_GAP_NS 500000u    /* outputs never cut more often than this */
+
 struct rp_policy {
     struct rp_goal goal;
+    uint64_t epoch_ns, gap_ns;  /* in force: the goal's, or longer (rp_policy_limit) */
     uint64_t last_cut_ns;
     /* moving averages */
     double dirty_per_ns;        /* pages dirtied per ns */
     double copy_ns_per_page;    /* capture of one page */
     double cut_ns;              /* what a pause costs without any page */
     double stay_quiet;          /* share of pages captured early that were still clean at the cut */
+    double commit_ns, commit_ns_per_page;   /* cut to commit: of an epoch, and what a page adds */
+    double early_share;         /* share of epochs with early capture */
     unsigned early_skipped;     /* epochs since early capture was last tried, while it does not pay */
     unsigned in_flight;         /* cut and not committed */
     uint64_t output_since_ns;   /* when an output began to wait, 0: none waits */
+    /* of the epoch that is open */
+    uint64_t early_done_ns;     /* when early capture last ended, 0: not yet */
+    unsigned rounds;            /* how often it was done */
+    uint64_t looked_ns, looked_pages;   /* when somebody last looked how much is dirty, and what was found */
 };
 
 void rp_policy_init(struct rp_policy *p, const struct rp_goal *goal, uint64_t now_ns);
+void rp_policy_open(struct rp_policy *p);   /* an epoch begins */
+/* Epochs of at least `epoch_ns`, outputs' cuts at least `gap_ns` apart. */
+void rp_policy_limit(struct rp_policy *p, uint64_t epoch_ns, uint64_t gap_ns);
 
-enum rp_policy_action { RP_POLICY_WAIT, RP_POLICY_EARLY, RP_POLICY_CUT };
+enum rp_policy_action {
+    RP_POLICY_WAIT,     /* until until_ns, or something happens */
+    RP_POLICY_LOOK,     /* harvest, and tell what is pending (rp_policy_learn_look) */
+    RP_POLICY_EARLY,    /* capture what is dirty while the guest runs */
+    RP_POLICY_CUT,
+};
 struct rp_decision {
     enum rp_policy_action action;
     uint64_t until_ns;      /* WAIT: look again then (or when something happens) */
     int reason;             /* CUT: enum rp_epoch_reason */
     const char *why;
 };
-/* `early_done_ns`: when early capture last ended in this epoch, 0: not yet. `rounds`: how often. */
-struct rp_decision rp_policy_next(const struct rp_policy *p, uint64_t now_ns, uint64_t early_done_ns, unsigned rounds);
+struct rp_decision rp_policy_next(const struct rp_policy *p, uint64_t now_ns);
+/* Does capturing before the cut pay now? */
+bool rp_policy_early_pays(const struct rp_policy *p);
 
 /* What was learnt: an epoch of `length_ns` dirtied `pages` in all. */
 void rp_policy_learn_dirty(struct rp_policy *p, uint64_t pages, uint64_t length_ns);
@@ -52,5 +74,9 @@ void rp_policy_learn_copy(struct rp_policy *p, uint64_t pages, uint64_t ns);
 void rp_policy_learn_pause(struct rp_policy *p, uint64_t ns, uint64_t pages);
 /* Of `early` pages captured before the cut, `again` had to be copied again. */
 void rp_policy_learn_early(struct rp_policy *p, uint64_t early, uint64_t again);
+void rp_policy_learn_early_done(struct rp_policy *p, uint64_t now_ns);
+void rp_policy_learn_look(struct rp_policy *p, uint64_t now_ns, uint64_t pages);
+/* An epoch of `pages` took `ns` from its cut to its commit. */
+void rp_policy_learn_commit(struct rp_policy *p, uint64_t ns, uint64_t pages);
 
 #endif

@@ -1,6 +1,9 @@
 # Criterion programs, one per file and per line.
 unit_SRCS := tests/unit/test_engine.c
 unit_SRCS += tests/unit/test_encoder.c
+unit_SRCS += tests/unit/test_policy.c
+unit_SRCS += tests/unit/test_pressure.c
+$(BUILD)/tests/unit/test_pressure: $(BUILD)/tests/bench/source.o
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_lanes.c

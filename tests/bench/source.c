@@ -36,6 +36,7 @@ struct synth {
     struct writer writers[SYNTH_WRITERS_MAX];
     _Atomic bool quit, hold;            /* hold: a cut is on, writers wait for `step` */
     bool started;
+    bool all;                           /* engine: the next harvest reports everything */
     uint64_t cut_epoch;
     struct { uint64_t epoch, lo, hi; } digests[DIGESTS];    /* lock */
     pthread_mutex_t lock;
@@ -186,8 +187,7 @@ static int describe(struct rp_source *b, struct rp_source_info *out, struct rp_e
 static int track_start(struct rp_source *b, bool all, struct rp_error *err)
 {
     (void)err;
-    if (all)
-        rp_pageset_fill(&of(b)->dirty, &of(b)->ram);
+    of(b)->all = all;
     return 0;
 }
 
@@ -200,6 +200,9 @@ static int harvest(struct rp_source *b, struct rp_pageset *dirty, struct rp_erro
 {
     (void)err;
     rp_pageset_take(dirty, &of(b)->dirty);
+    if (of(b)->all)
+        rp_pageset_fill(dirty, &of(b)->ram);
+    of(b)->all = false;
     return 0;
 }
 

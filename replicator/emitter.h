@@ -1,0 +1,69 @@
+/*
+ * emitter.h - the engine's second half: what was captured becomes records and goes to the sink, in order, on one thread.
+ *
+ *   engine thread ──rp_emitter_push──► queue ──► encode (encoder.h) ─► emit ─► flush at each epoch's end ──► sink
+ *
+ * It owns the encoder and the chain's digest, keeps to the goal's bandwidth, and finds out what a byte costs (encoder.h).
+ * Threads: "emit" and the encoders. push, close and join are for the engine's thread; failed for any; the rest as said.
+ */
+#ifndef RP_REPLICATOR_EMITTER_H
+#define RP_REPLICATOR_EMITTER_H
+
+#include "core/sink.h"
+#include "replicator/encoder.h"
+
+enum rp_message_kind { RP_MSG_EPOCH, RP_MSG_PAGES, RP_MSG_DISK, RP_MSG_END };
+
+/* Owned by whoever holds the pointer. */
+struct rp_message {
+    enum rp_message_kind kind;
+    uint64_t epoch;
+    struct rp_epoch_header header;      /* EPOCH */
+    struct rp_captured *pages;          /* PAGES: malloc'ed */
+    uint64_t n;
+    uint32_t pass;
+    struct rp_sections sections;        /* END */
+    struct rp_buf disk;                 /* DISK, END */
+    struct rp_epoch_trailer trailer;    /* END: counts and digest are filled in here */
+};
+struct rp_message *rp_message_new(enum rp_message_kind kind);   /* NULL: no memory */
+void rp_message_free(struct rp_message *m);
+
+struct rp_emitter_config {
+    struct rp_sink *sink;
+    struct rp_arena *arena;
+    struct rp_ram_view ram;
+    unsigned encoders;              /* threads beside the emitter's own */
+    uint32_t codecs;                /* mask; 0: all */
+    uint64_t bandwidth_bytes_s;     /* 0: unlimited */
+    /* Emitter thread: emitting failed for good. */
+    void (*fail)(void *ctx, int rc, const struct rp_error *why);
+    /* Emitter thread: there is room again for DISK records (rp_emitter_disk_queued). */
+    void (*wake)(void *ctx);
+    void *ctx;
+};
+
+struct rp_emitter;
+/* Borrows sink and arena. */
+int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **out, struct rp_error *err) RP_MUST_CHECK;
+int rp_emitter_start(struct rp_emitter *m, struct rp_error *err) RP_MUST_CHECK;
+/* Takes `msg` in any case. Blocks while too many wait (more than the arena can fill). -EPIPE once closed. */
+int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err) RP_MUST_CHECK;
+/* What is queued is still emitted, nothing more is taken. Any thread. */
+void rp_emitter_close(struct rp_emitter *m);
+/* What is queued is thrown away, and nothing more is taken: the run is over. Any thread; does not wake a sink that blocks. */
+void rp_emitter_abandon(struct rp_emitter *m);
+/* Waits for the thread, at most `timeout_ms` (< 0: for ever). False: it still runs (the sink blocks). */
+bool rp_emitter_join(struct rp_emitter *m, int timeout_ms);
+void rp_emitter_destroy(struct rp_emitter *m);      /* joined, or never started */
+
+uint64_t rp_emitter_cpu_ns(struct rp_emitter *m);               /* of its threads; engine's thread */
+/* Any thread. */
+uint64_t rp_emitter_disk_queued(const struct rp_emitter *m);    /* bytes of DISK records that wait */
+uint64_t rp_emitter_disk_emitted(const struct rp_emitter *m);
+uint64_t rp_emitter_bytes(const struct rp_emitter *m);          /* emitted, headers included */
+const struct rp_encode_stats *rp_emitter_stats(const struct rp_emitter *m);
+/* What the emitter's own thread thought of a codec at the last epoch's end. */
+void rp_emitter_judged(struct rp_emitter *m, uint8_t codec, struct rp_codec_judgement *out);
+
+#endif
