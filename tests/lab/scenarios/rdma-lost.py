@@ -1,12 +1,12 @@
 """RDMA dies under a protected guest: protection goes on over TCP and is never reported lost, and a failover then loses nothing.
 
-host=a|b: whose verbs device is removed (a, the primary's); back=0|1: it comes back, and RDMA carries again, before the primary's
+host=a|b: whose RDMA packets are lost (a, the primary's); back=0|1: they pass again, and RDMA carries again, before the primary's
 host loses its power (1).
 """
 import json
 import time
 
-from lab import Guest, RedisLoad, witness
+from lab import Guest, RedisLoad, rdma, witness
 from lab.pair import Pair
 
 TIMEOUT_S = 900
@@ -43,10 +43,10 @@ def run(lab):
     pair.protect()
     must_carry(lab, pair, load, "rdma")
     victim = {"a": a, "b": b}[lab.word("host", "a")]
-    victim.run("timeout 60 rdma link delete rxe0", timeout_s=70)
+    victim.run(rdma.CUT)
     must_carry(lab, pair, load, "tcp")
     if lab.word("back", 1):
-        victim.run("rdma link add rxe0 type rxe netdev eth0")
+        victim.run(rdma.MEND)
         must_carry(lab, pair, load, "rdma")
     history = json.dumps(guest.qmp("query-history"))
     lab.log(f"history: {history[-2500:]}")
