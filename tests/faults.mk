@@ -2,6 +2,11 @@
 sink-write:       tests/unit/test_sink_fd.c
 sink-sync:        tests/unit/test_sink_fd.c
 image-apply:      tests/unit/test_image.c
+link-hello:       tests/unit/test_lanes.c
+link-epoch-end:   tests/unit/test_lanes.c
+link-ack-send:    tests/unit/test_lanes.c
+link-ack-recv:    tests/unit/test_lanes.c
+link-heartbeat:   tests/unit/test_lanes.c
 link-lane:        tests/unit/test_lanes.c
 link-record:      tests/unit/test_lanes.c
 link-frame:       tests/unit/test_lanes.c

@@ -629,3 +629,67 @@ Test(lanes, INV7_rdma_that_cannot_be_had_is_replaced_and_said)
     cr_assert_str_eq(st.transport, "tcp");
     pair_end(&p);
 }
+
+/* --- loss at every step of the protocol --- */
+
+/* The session ends with a reason, the standby keeps a whole epoch or knows that it has none, and the guest runs on. */
+static void session_ends(const char *fault, enum rp_link_end how)
+{
+    static struct pair p;
+    struct rp_error err = {0};
+    pair_start(&p, 1, false);
+    must_commit(&p, 5);
+    arm(fault);
+    cr_assert_lt(rp_engine_wait(p.e, &err), 0);
+    printf("%s: %s\n", fault, err.text);
+    cr_assert(*err.text);
+    p.sink->ops->cancel(p.sink);
+    pthread_join(p.thread, NULL);
+    arm(NULL);
+    cr_assert_eq(p.outcome.end, how, "%d: %s", p.outcome.end, p.outcome.why.text);
+    cr_assert_gt(p.outcome.epoch, 0);
+    struct rp_hash128 d = rp_digest_of(&p.ram);
+    cr_assert_eq(d.lo, rp_image_trailer(p.image)->digest_lo, "INV-2: half an epoch");
+    cr_assert_leq(atomic_load(&p.f.released), p.outcome.epoch, "INV-1: outputs of an epoch that nobody holds");
+    rp_engine_destroy(p.e);
+    p.sink->ops->destroy(p.sink);
+    fake_stop(&p.f);
+    rp_events_destroy(p.events);
+    rp_link_recv_destroy(p.recv);
+    rp_image_destroy(p.image);
+}
+
+Test(lanes, loss_at_an_epochs_end) { session_ends("link-epoch-end:3", RP_LINK_BROKEN); }
+Test(lanes, loss_of_a_heartbeat) { session_ends("link-heartbeat:3", RP_LINK_BROKEN); }
+Test(lanes, an_epoch_is_held_but_cannot_be_acknowledged) { session_ends("link-ack-send:3", RP_LINK_DAMAGED); }
+
+/* An acknowledgement that arrives and is lost is made good by the next answer to a heartbeat. */
+Test(lanes, an_acknowledgement_is_lost)
+{
+    static struct pair p;
+    pair_start(&p, 1, false);
+    must_commit(&p, 5);
+    arm("link-ack-recv:2");
+    must_commit(&p, 20);
+    pair_end(&p);
+}
+
+/* The standby hears nothing but a connection that goes: it waits for the next. */
+Test(lanes, loss_before_the_greeting)
+{
+    static struct pair p;
+    struct rp_error err = {0};
+    struct rp_sink *sink;
+    uint64_t held;
+    pair_start(&p, 1, false);
+    must_commit(&p, 1);
+    arm("link-hello:1");
+    struct rp_link_config cfg = {.uri = p.uri, .vm_name = "fake", .connect_ms = 10000};
+    cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0);
+    cr_assert(strstr(err.text, "fault point"), "%s", err.text);
+    arm(NULL);
+    cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0);
+    cr_assert(strstr(err.text, "another primary is being served"), "%s", err.text);     /* and the session goes on */
+    must_commit(&p, 20);
+    pair_end(&p);
+}
