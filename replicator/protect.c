@@ -230,6 +230,8 @@ static bool hand_over(struct rp_protect *p, struct rp_sink *sink, uint64_t epoch
 {
     const struct rp_protect_owner *o = &p->cfg.owner;
     struct rp_error err = {0}, ignored = {0};
+    if (p->src->ops->storage && p->src->ops->storage(p->src, false, &ignored) < 0)
+        rp_events_emit(p->events, epoch, "STORAGE_NOT_RELEASED", "{}");
     if (o->yield && o->yield(o->ctx, &ignored) < 0)
         rp_events_emit(p->events, epoch, "LEASE_NOT_RELEASED", "{\"then\": \"the standby waits until it runs out\"}");
     int rc = rp_link_sink_bye(sink, RP_BYE_FINAL, epoch, &err);
@@ -313,6 +315,8 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
     }
     if (stands && v == LOST) {      /* INV-6: the source goes on */
         struct rp_error why = {0};
+        if (p->src->ops->storage && p->src->ops->storage(p->src, true, &why) < 0)
+            rp_events_emit(p->events, committed, "STORAGE_NOT_REGAINED", "{}");
         if (p->src->ops->resume(p->src, &why) < 0)
             *err = why;
     }

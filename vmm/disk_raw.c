@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define RING_ENTRIES 256u
@@ -27,6 +28,7 @@ struct raw {
     struct io_uring ring;
     struct rp_loop *loop;
     bool reaping;
+    bool through;           /* shared: a write is done when another host would see it after our death */
     char name[256];
 };
 
@@ -52,6 +54,8 @@ static void prepare(struct raw *r, struct io_uring_sqe *sqe, struct rp_disk_req 
                                     (off_t)off, (off_t)left);
         break;
     }
+    if (r->through && (q->op == RP_DISK_WRITE || q->op == RP_DISK_ZERO))
+        sqe->rw_flags = RWF_DSYNC;
     io_uring_sqe_set_data(sqe, q);
 }
 
@@ -71,9 +75,18 @@ static void queue_sqe(struct raw *r, struct rp_disk_req *q)
 
 static void raw_submit(struct rp_disk *d, struct rp_disk_req *q)
 {
+    struct raw *r = (struct raw *)(void *)d;
+
     q->progress = 0;
     q->scratch = NULL;
-    queue_sqe((struct raw *)(void *)d, q);
+    if (r->through && q->op == RP_DISK_ZERO)    /* there is no fallocate that waits for the storage */
+        q->scratch = calloc(1, q->len_bytes < ZERO_CHUNK ? q->len_bytes : ZERO_CHUNK);
+    if (r->through && q->op == RP_DISK_ZERO && !q->scratch) {
+        q->next = d->failed;
+        d->failed = q;
+        return;
+    }
+    queue_sqe(r, q);
 }
 
 /* True when the request is finished with *rc; false when it goes on. */
@@ -148,10 +161,23 @@ static void reap(struct raw *r)
         r->d.batch_end(r->d.ctx);
 }
 
+/* What could not even be submitted. */
+static void tell_failed(struct rp_disk *d)
+{
+    while (d->failed) {
+        struct rp_disk_req *q = d->failed;
+
+        d->failed = q->next;
+        d->in_flight--;
+        q->done(q, -ENOMEM);
+    }
+}
+
 static void raw_kick(struct rp_disk *d)
 {
     struct raw *r = (struct raw *)(void *)d;
 
+    tell_failed(d);
     if (io_uring_sq_ready(&r->ring))
         (void)io_uring_submit(&r->ring);
     reap(r);                /* what the page cache served is done already */
@@ -168,6 +194,7 @@ static void raw_drain(struct rp_disk *d)
     struct raw *r = (struct raw *)(void *)d;
     struct io_uring_cqe *cqe;
 
+    tell_failed(d);
     while (d->in_flight) {
         (void)io_uring_submit(&r->ring);
         if (io_uring_wait_cqe(&r->ring, &cqe) == 0)
@@ -286,6 +313,7 @@ int rp_disk_raw_open(const struct rp_disk_config *cfg, struct rp_loop *loop, str
         return rp_error_set(err, ENOMEM, "disk: no memory");
     r->d = (struct rp_disk){.ops = &raw_ops, .readonly = cfg->readonly, .can_discard = true, .can_zero = true};
     r->loop = loop;
+    r->through = cfg->shared;
     if (cfg->path)
         snprintf(r->name, sizeof(r->name), "%s", cfg->path);
     else
@@ -298,6 +326,8 @@ int rp_disk_raw_open(const struct rp_disk_config *cfg, struct rp_loop *loop, str
         rc = raw_lock(&r->d, true, err);
     if (rc == 0)
         rc = check_mark(r, cfg, err);
+    if (rc == 0 && cfg->shared)
+        (void)ioctl(r->fd, BLKFLSBUF, 0);       /* a device: what this host has cached of it may be old */
     if (rc)
         goto close_fd;
     rc = io_uring_queue_init_params(RING_ENTRIES, &r->ring, &params);

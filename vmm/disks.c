@@ -170,7 +170,62 @@ static void on_wake(void *ctx, uint32_t events)
 
     (void)events;
     (void)eventfd_read(d->wake_fd, &n);
+    d->holding = d->holding && atomic_load(&d->hold_wanted);
     take_released(d);
+}
+
+/* --- shared disks --- */
+
+bool rp_disks_held(struct rp_disks *d, uint64_t after)
+{
+    uint64_t deadline = atomic_load(&d->deadline_ns);
+
+    return d->standing || d->given_up || (d->holding && after >= atomic_load(&d->released)) ||
+           (deadline && rp_clock_read(CLOCK_BOOTTIME) >= deadline);
+}
+
+void rp_disks_waits(struct rp_disks *d)
+{
+    if (d->waits || !d->holding || d->output_fd < 0)
+        return;
+    d->waits = true;
+    (void)eventfd_write(d->output_fd, 1);
+}
+
+void rp_disks_resume(struct rp_disks *d)
+{
+    d->standing = false;
+    retry_all(d);
+}
+
+void rp_disks_hold(struct rp_disks *d, bool hold)
+{
+    atomic_store(&d->hold_wanted, hold);
+    (void)eventfd_write(d->wake_fd, 1);
+}
+
+void rp_disks_deadline(struct rp_disks *d, uint64_t deadline_ns)
+{
+    atomic_store(&d->deadline_ns, deadline_ns);
+    (void)eventfd_write(d->wake_fd, 1);
+}
+
+int rp_disks_storage(struct rp_disks *d, bool hold, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(d->lock);
+    d->given_up = !hold;
+    for (struct rp_guard *g = d->guards; g && rc == 0; g = g->next) {
+        if (!g->shared)
+            continue;
+        while (!hold && rp_guard_busy(g, 0, UINT64_MAX))
+            rp_disk_drain(g->lower);
+        rc = rp_disk_lock(g->lower, hold, err);
+    }
+    retry_all(d);
+    pthread_mutex_unlock(d->lock);
+    return rc;
 }
 
 void rp_disks_release(struct rp_disks *d, uint64_t epoch)
@@ -213,6 +268,10 @@ int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct 
 {
     int rc = 0;
 
+    d->standing = true;
+    d->waits = false;
+    d->holding = atomic_load(&d->hold_wanted);
+    d->newest_cut = epoch;
     if (!d->keeping || !out)
         return 0;
     take_released(d);
@@ -223,7 +282,6 @@ int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct 
         d->first_epoch = d->committed_epoch = epoch;
     }
     d->epoch = epoch + 1;
-    d->newest_cut = epoch;
     return rc;
 }
 
@@ -349,9 +407,17 @@ int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, stru
 
 /* --- runs --- */
 
+/* The next private disk's guard, from `g` on. */
+static struct rp_guard *private_from(struct rp_guard *g)
+{
+    while (g && g->shared)
+        g = g->next;
+    return g;
+}
+
 static int mark_active(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name, struct rp_error *err)
 {
-    for (struct rp_guard *g = d->guards; g; g = g->next) {
+    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
         struct rp_disk_mark m = {.state = RP_DISK_ACTIVE, .disk = g->number, .term = run->term, .epoch = d->newest_cut, .wall_ns = rp_wall_ns()};
         char path[RP_DISK_PATH_MAX];
         int rc = rp_disk_mark_path(g->path[0] ? g->path : NULL, g->state[0] ? g->state : NULL, ".reprise", path, err);
@@ -371,7 +437,7 @@ static int make_bitmaps(struct rp_disks *d, struct rp_error *err)
 {
     if (!d->buf && !(d->buf = malloc(RP_DISKS_PIECE_BYTES)))
         return rp_error_set(err, ENOMEM, "no memory to copy disks");
-    for (struct rp_guard *g = d->guards; g; g = g->next)
+    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next))
         if (!g->lacks && !(g->lacks = calloc(g->blocks / 64 + 1, sizeof(*g->lacks))))
             return rp_error_set(err, ENOMEM, "no memory to keep track of a disk's blocks");
     return 0;
@@ -391,7 +457,7 @@ static void begin_copy(struct rp_disks *d, const struct rp_disk_base *have)
     memcpy(d->base.sync_id, from.sync_id, sizeof(from.sync_id));
     d->base.epoch = 0;          /* until this run's first epoch is committed the copies are nothing */
     d->sync_bytes = 0;
-    for (struct rp_guard *g = d->guards; g; g = g->next) {
+    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
         rp_disk_put_sync(&d->log, g->number, g->lower->size_bytes, &from);
         if (!rest)
             set_lacking(g, 0, g->blocks - 1, true);
@@ -447,7 +513,7 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
     uint64_t left = 0;
 
     pthread_mutex_lock(d->lock);
-    for (struct rp_guard *g = d->guards; g; g = g->next)
+    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next))
         left += g->lacking * RP_DISKS_BLOCK_BYTES;
     *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0, .pressed = pressed(d)};
     pthread_mutex_unlock(d->lock);
@@ -455,7 +521,7 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
 
 void rp_disks_ended(struct rp_disks *d)
 {
-    for (struct rp_guard *g = d->guards; g; g = g->next) {
+    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
         char path[RP_DISK_PATH_MAX];
         struct rp_error err = {0};
 
@@ -474,7 +540,7 @@ int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct 
     unsigned number = d->ndisks;
     int rc;
 
-    if (!rp_disk_is_private(cfg)) {
+    if (cfg->readonly) {
         d->ndisks++;
         return 0;
     }

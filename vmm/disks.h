@@ -1,7 +1,7 @@
 /*
  * disks.h - a machine's disks under output commit (docs/disks.md): every disk that may be written to stands behind a guard.
- * A private one's guard (disk_private.c) keeps what was written until the engine takes it; a shared one's (disk_shared.c)
- * holds back what is written until it is committed.
+ * A private one's keeps what was written until the engine takes it; a shared one's holds back what is written until it is
+ * committed (guard.c is both).
  *
  *   virtio-blk ──► guard ──► raw, nbd              engine: start ─► { pull | cut }* ─► stop     committer: release
  *
@@ -10,7 +10,8 @@
  *   DISK-2  writes that overlap take effect one after the other, in the order of submission, and are kept in that order;
  *   DISK-3  kept and uncommitted writes are at most RP_DISKS_BOUND_BYTES and one request; then requests wait, and nothing else;
  *   DISK-4  what the copies lack is in the bitmap, kept, or uncommitted in the list: nothing is ever in none of them;
- *   DISK-5  a shared disk that holds gets no write of an epoch that is not released, and no flush that would be earlier.
+ *   DISK-5  a shared disk gets a write only when the cut after which it came is released (while outputs are held), before the
+ *           deadline, and not while the machine stands; until then the request is in flight.
  *
  * Threads: the machine lock guards everything; pull, start, stop and progress take it themselves (engine thread), release
  * may come from any thread and does not.
@@ -49,6 +50,14 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out);
 /* Machine lock held, the machine stands: `epoch` ends here. `out`: gets what is kept (empty before); NULL: a run without disks. */
 int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct rp_error *err) RP_MUST_CHECK;
 void rp_disks_release(struct rp_disks *d, uint64_t epoch);
+/* The machine runs again after a cut. Machine lock held. */
+void rp_disks_resume(struct rp_disks *d);
+/* From the next cut on writes to shared disks wait for release (true), or may go at once (false). Any thread. */
+void rp_disks_hold(struct rp_disks *d, bool hold);
+/* CLOCK_BOOTTIME, 0: none: at or past it shared disks get no write (the lease). Any thread. */
+void rp_disks_deadline(struct rp_disks *d, uint64_t deadline_ns);
+/* Gives up (false) shared disks: what is at the host is done when it returns, their locks are free; or takes them back. */
+int rp_disks_storage(struct rp_disks *d, bool hold, struct rp_error *err) RP_MUST_CHECK;
 /* The VM has ended, and nobody will go on from its last committed epoch: its private disks are ordinary ones again. */
 void rp_disks_ended(struct rp_disks *d);
 

@@ -15,10 +15,10 @@ struct rp_guard_op {
     struct rp_guard *guard;
     struct rp_guard_op *prev, *next;
     uint64_t reserved_bytes;        /* of the bound */
+    uint64_t after;                 /* the newest cut when it came */
     bool issued;
 };
 
-/* A private disk's guard. */
 struct rp_guard {
     struct rp_disk d;
     struct rp_disk *lower;
@@ -26,6 +26,7 @@ struct rp_guard {
     struct rp_guard *next;
     unsigned number;
     char path[RP_DISK_PATH_MAX], state[RP_DISK_PATH_MAX];   /* state: where the mark is; "": beside the file */
+    bool shared;                    /* nothing is kept of it; what is private's below is not used */
     bool marked;                    /* its mark says ACTIVE, by us */
     struct rp_guard_op *first, *last;   /* in the order of submission, until done */
     unsigned waiting;               /* of them not issued */
@@ -64,14 +65,23 @@ struct rp_disks {
     uint64_t piece_from, piece_to;
     pthread_cond_t quiet;           /* a request is done: the range may be free now */
     uint8_t *buf;                   /* engine thread: RP_DISKS_PIECE_BYTES */
-    _Atomic uint64_t released;      /* any thread; pairs with wake_fd */
+    /* shared disks */
+    bool holding, standing;         /* outputs are held; the machine stands after a cut */
+    bool waits;                     /* a write began to wait since the last cut */
+    bool given_up;                  /* rp_disks_storage */
+    _Atomic bool hold_wanted;       /* any thread; pairs with wake_fd, like the next two */
+    _Atomic uint64_t deadline_ns;
+    _Atomic uint64_t released;
 };
 
 /* disks.c */
 bool rp_disks_room(struct rp_disks *d, uint64_t bytes);
 void rp_disks_keep(struct rp_guard *g, const struct rp_disk_req *r);    /* DISK-1: `r` has taken effect */
 
-/* disk_private.c */
+bool rp_disks_held(struct rp_disks *d, uint64_t after);     /* DISK-5: a shared disk's write has to wait */
+void rp_disks_waits(struct rp_disks *d);                    /* one begins to */
+
+/* guard.c */
 int rp_guard_create(struct rp_disks *d, const struct rp_disk_config *cfg, struct rp_disk *lower, struct rp_guard **out, struct rp_error *err) RP_MUST_CHECK;
 bool rp_guard_busy(const struct rp_guard *g, uint64_t from, uint64_t to);   /* a request on this range is at the host */
 void rp_guard_retry(struct rp_guard *g);                                    /* issues what need not wait any more */

@@ -10,6 +10,7 @@ vmm_SRCS := \
 	vmm/chipset.c \
 	vmm/cpuid.c \
 	vmm/dirty.c \
+	vmm/guard.c \
 	vmm/guest_ram.c \
 	vmm/irq.c \
 	vmm/kvm.c \
@@ -31,7 +32,6 @@ vmm_SRCS := \
 vmm_SRCS += \
 	vmm/bounce.c \
 	vmm/disk_nbd.c \
-	vmm/disk_private.c \
 	vmm/disk_raw.c \
 	vmm/disks.c \
 	vmm/gate.c \

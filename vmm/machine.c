@@ -395,6 +395,7 @@ unsigned rp_machine_vcpus(struct rp_machine *m, struct rp_vcpu_info *out, unsign
 void rp_machine_output_deadline(struct rp_machine *m, uint64_t deadline_ns)
 {
     rp_gate_set_deadline(m->gate, deadline_ns);
+    rp_disks_deadline(m->disks, deadline_ns);
 }
 
 void rp_machine_output_stats(struct rp_machine *m, struct rp_gate_stats *out)

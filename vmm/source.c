@@ -46,6 +46,9 @@ static int harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_erro
 static void uncut(struct rp_machine *m)
 {
     m->cut = false;
+    pthread_mutex_lock(&m->lock);
+    rp_disks_resume(m->disks);
+    pthread_mutex_unlock(&m->lock);
     pthread_cond_broadcast(&m->uncut);
     rp_machine_run(m);
 }
@@ -118,6 +121,7 @@ static void release(struct rp_source *s, uint64_t epoch)
 static void gate(struct rp_source *s, bool hold)
 {
     rp_gate_hold(machine_of(s)->gate, hold);
+    rp_disks_hold(machine_of(s)->disks, hold);
 }
 
 static int output_fd(struct rp_source *s)
@@ -156,10 +160,15 @@ static void disk_progress(struct rp_source *s, struct rp_disk_progress *out)
     rp_disks_progress(machine_of(s)->disks, out);
 }
 
+static int storage(struct rp_source *s, bool hold, struct rp_error *err)
+{
+    return rp_disks_storage(machine_of(s)->disks, hold, err);
+}
+
 static const struct rp_source_ops ops = {
     .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
     .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
-    .disk_start = disk_start, .disk_stop = disk_stop, .disk_pull = disk_pull, .disk_progress = disk_progress};
+    .disk_start = disk_start, .disk_stop = disk_stop, .disk_pull = disk_pull, .disk_progress = disk_progress, .storage = storage};
 
 void rp_machine_source_init(struct rp_machine *m)
 {

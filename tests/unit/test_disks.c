@@ -239,8 +239,10 @@ static void cut(uint64_t epoch, struct rp_sections *state)
     cr_assert_eq(rp_disks_cut(disks, epoch, &out, &err), 0, "%s", err.text);
     reap();
     apply_all(&out);
-    if (!state)
+    if (!state) {
+        rp_disks_resume(disks);
         blk.ops->start(blk.dev);
+    }
     pthread_mutex_unlock(&board.lock);
 }
 
@@ -259,9 +261,11 @@ static void expect_equal_file(void)
 
 /* --- setting up --- */
 
+static bool shared;
+
 static int create(const char *path, bool take, struct rp_error *err)
 {
-    struct rp_disk_config cfg = {.path = path, .fd = -1, .queues = 1, .take = take};
+    struct rp_disk_config cfg = {.path = path, .fd = -1, .queues = 1, .take = take, .shared = shared};
 
     return rp_virtio_blk_create(&board.env, SLOT, &cfg, &blk, err);
 }
@@ -586,4 +590,136 @@ Test(disks, without_a_mark_no_protection)
     cr_assert(strstr(err.text, "private disk 0 cannot be protected"), "%s", err.text);
     unsetenv("RP_FAULT");
     rp_fault_reload();
+}
+
+/* --- shared storage --- */
+
+static void setup_shared(void)
+{
+    shared = true;
+    make(DISK_BYTES);
+}
+TestSuite(shared, .init = setup_shared, .fini = teardown, .timeout = 120);
+
+/* Is the block on the storage what the guest asked for last, or what it was told of before? */
+static void check_storage(bool told_only)
+{
+    static uint8_t have[DISK_BYTES];
+    int fd = open(image, O_RDONLY);
+
+    cr_assert_eq(rp_read_all(fd, have, sizeof(have), 0), 0);
+    close(fd);
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        const uint8_t *p = have + (uint64_t)b * BLOCK;
+
+        cr_assert(is(p, b, told[b]) || (!told_only && is(p, b, asked[b])), "block %u: told %x, asked %x, storage 0x%lx", b, told[b], asked[b],
+                  rp_ld64(p));
+    }
+}
+
+/* INV-1, DISK-5: nothing of an epoch is on the storage before it is released; then it is, and only then the guest is told. */
+Test(shared, INV1_writes_wait_for_the_commit)
+{
+    eventfd_t n;
+
+    write_for(20);
+    cr_assert(guest_rests(WAIT_MS), "an open gate holds nothing");
+    check_storage(true);
+    rp_disks_hold(disks, true);
+    guest_writes(10);
+    cr_assert(guest_rests(WAIT_MS), "held from the next cut on only");
+    cut(1, NULL);
+    rp_disks_release(disks, 1);
+    for (uint64_t epoch = 2; epoch < 40; epoch++) {
+        (void)eventfd_read(output_fd, &n);
+        guest_writes(12);
+        cr_assert_not(guest_rests(20), "told before the commit");
+        check_storage(true);
+        cr_assert_eq(eventfd_read(output_fd, &n), 0, "a write that waits is a reason to cut");
+        cut(epoch, NULL);
+        rp_disks_release(disks, epoch - 1);
+        cr_assert_not(guest_rests(20), "told before the commit");
+        check_storage(true);
+        rp_disks_release(disks, epoch);
+        cr_assert(guest_rests(WAIT_MS), "not told after the commit");
+        check_storage(true);
+    }
+    guest_writes(12);
+    cr_assert_not(guest_rests(20));
+    rp_disks_hold(disks, false);
+    cr_assert(guest_rests(WAIT_MS), "waits although nobody stands by any more");
+    check_storage(true);
+}
+
+/* The primary dies with writes waiting, released and at the host: who enters the newest epoch completes them, once each. */
+Test(shared, a_takeover_issues_what_was_in_flight)
+{
+    struct rp_error err = {0};
+
+    rp_disks_hold(disks, true);
+    cut(1, NULL);
+    for (uint64_t epoch = 2; epoch < 30; epoch++) {
+        struct rp_sections state = {0};
+        struct rp_section one;
+        size_t pos = 0;
+
+        guest_writes(SLOTS / 2);
+        cut(epoch, NULL);
+        guest_writes(SLOTS / 4);
+        if (rand_r(&seed) % 2)
+            rp_disks_release(disks, epoch);
+        usleep((useconds_t)rand_r(&seed) % 2000);
+        epoch++;
+        cut(epoch, &state);         /* the newest epoch the standby has; the primary learns of it, or does not */
+        if (rand_r(&seed) % 2)
+            rp_disks_release(disks, epoch);
+        check_storage(false);
+        usleep((useconds_t)rand_r(&seed) % 500);
+        check_storage(false);
+        pthread_mutex_lock(&board.lock);
+        blk.ops->destroy(blk.dev);
+        pthread_mutex_unlock(&board.lock);
+        check_storage(false);
+        pthread_mutex_lock(&board.lock);
+        rp_disks_resume(disks);
+        cr_assert_eq(create(image, false, &err), 0, "%s", err.text);
+        cr_assert(rp_sections_next(&state, &pos, &one));
+        cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+        blk.ops->start(blk.dev);
+        pthread_mutex_unlock(&board.lock);
+        rp_disks_release(disks, epoch + 1);
+        cr_assert(guest_rests(WAIT_MS), "a request is lost");
+        check_storage(true);
+        epoch++;
+        cut(epoch, NULL);
+        rp_disks_release(disks, epoch);
+        rp_sections_fini(&state);
+    }
+}
+
+/* INV-3: at the lease's deadline nothing goes out any more, and a switchover leaves nothing behind at the host. */
+Test(shared, INV3_no_write_past_the_deadline_or_after_the_storage_was_given_up)
+{
+    struct rp_error err = {0};
+
+    rp_disks_deadline(disks, rp_clock_read(CLOCK_BOOTTIME));
+    guest_writes(8);
+    cr_assert_not(guest_rests(30));
+    check_storage(true);
+    rp_disks_deadline(disks, rp_clock_read(CLOCK_BOOTTIME) + 60000000000ull);
+    cr_assert(guest_rests(WAIT_MS));
+    check_storage(true);
+    guest_writes(8);
+    cr_assert_eq(rp_disks_storage(disks, false, &err), 0);
+    int fd = open(image, O_RDWR);
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    cr_assert_eq(fcntl(fd, F_OFD_SETLK, &fl), 0, "still locked");
+    check_storage(false);
+    guest_writes(8);
+    usleep(20000);
+    cr_assert_eq(rp_disks_storage(disks, true, &err), -EBUSY);
+    close(fd);
+    cr_assert_eq(rp_disks_storage(disks, true, &err), 0, "%s", err.text);
+    cr_assert(guest_rests(WAIT_MS));
+    check_storage(true);
 }

@@ -1,11 +1,16 @@
 /*
- * The guard of a private disk: requests go through, writes that overlap one after the other (DISK-2), and each write is
- * handed to rp_disks_keep when the host has done it, before the guest hears of it (DISK-1).
+ * A disk's guard: requests go through, writes that overlap one after the other (DISK-2).
  *
- *   submit ─► in the list ─► issued ─► done at the host ─► kept ─► told to the guest
- *                └─ waits: for an overlapping one before it, for a piece of the copy being read, for the bound (DISK-3)
+ *   submit ─► in the list ─► issued ─► done at the host ─► kept (private) ─► told to the guest
+ *                └─ waits: for an overlapping one before it, for a piece of the copy being read, for the bound (DISK-3);
+ *                   on a shared disk for the commit (DISK-5)
  *
- * Reads and flushes pass. A discard is done as zeroing that may give space back, so that the copy can be the same.
+ * A private disk's write is handed to rp_disks_keep when the host has done it, before the guest hears of it (DISK-1). A
+ * request that waits is in flight as far as the guest and the device's state know: who enters the epoch issues it again. So
+ * a shared disk's guest never reads what is not there yet: a write that it was told of is on the storage.
+ *
+ * Reads and flushes pass: a flush covers what the guest was told of. A private disk's discard is done as zeroing that may
+ * give space back, so that the copy can be the same.
  */
 #include "vmm/disks_internal.h"
 
@@ -36,13 +41,21 @@ bool rp_guard_busy(const struct rp_guard *g, uint64_t from, uint64_t to)
     return false;
 }
 
-/* Must it wait for another one, or for the piece being copied? */
+/* Is it a private disk's write for which there is no room? */
+static bool too_much(const struct rp_guard_op *op)
+{
+    return op->lower.op == RP_DISK_WRITE && !op->guard->shared && !rp_disks_room(op->guard->all, op->lower.len_bytes);
+}
+
+/* Must it wait for the commit, for another one, or for the piece being copied? */
 static bool obstructed(const struct rp_guard_op *op)
 {
     const struct rp_guard *g = op->guard;
     const struct rp_disks *d = g->all;
     uint64_t from = op->lower.offset_bytes, to = end_of(&op->lower);
 
+    if (g->shared && rp_disks_held(g->all, op->after))
+        return true;
     if (d->piece == g && overlap(from, to, d->piece_from, d->piece_to))
         return true;
     for (const struct rp_guard_op *o = g->first; o != op; o = o->next)
@@ -56,7 +69,7 @@ static void issue(struct rp_guard_op *op)
     struct rp_disks *d = op->guard->all;
 
     op->issued = true;
-    if (d->keeping && op->lower.op == RP_DISK_WRITE) {
+    if (d->keeping && op->lower.op == RP_DISK_WRITE && !op->guard->shared) {
         op->reserved_bytes = op->lower.len_bytes;
         d->reserved_bytes += op->reserved_bytes;
     }
@@ -70,7 +83,7 @@ void rp_guard_retry(struct rp_guard *g)
     for (struct rp_guard_op *op = g->first; op && g->waiting; op = op->next) {
         if (op->issued)
             continue;
-        full = full || (op->lower.op == RP_DISK_WRITE && !rp_disks_room(g->all, op->lower.len_bytes));
+        full = full || too_much(op);
         if ((full && op->lower.op == RP_DISK_WRITE) || obstructed(op))
             continue;
         g->waiting--;
@@ -88,7 +101,8 @@ static void on_done(struct rp_disk_req *r, int rc)
     *(op->next ? &op->next->prev : &g->last) = op->prev;
     g->all->reserved_bytes -= op->reserved_bytes;
     /* A write that failed may have been done in part; the copy then has all of it, which the guest cannot hold against us. */
-    rp_disks_keep(g, r);
+    if (!g->shared)
+        rp_disks_keep(g, r);
     free(op);
     guest->done(guest, rc);
     if (g->waiting)
@@ -115,7 +129,8 @@ static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
     }
     op->lower = *r;
     op->lower.done = on_done;
-    if (r->op == RP_DISK_DISCARD) {
+    op->after = g->all->newest_cut;
+    if (r->op == RP_DISK_DISCARD && !g->shared) {
         op->lower.op = RP_DISK_ZERO;
         op->lower.unmap = true;
     }
@@ -124,10 +139,13 @@ static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
     op->prev = g->last;
     *(g->last ? &g->last->next : &g->first) = op;
     g->last = op;
-    if ((r->op == RP_DISK_WRITE && !rp_disks_room(g->all, r->len_bytes)) || obstructed(op))
-        g->waiting++;
-    else
+    if (!too_much(op) && !obstructed(op)) {
         issue(op);
+        return;
+    }
+    g->waiting++;
+    if (g->shared)
+        rp_disks_waits(g->all);
 }
 
 static void fail_those(struct rp_disk *disk)
@@ -196,7 +214,7 @@ static void guard_destroy(struct rp_disk *disk)
     free(g);
 }
 
-static const struct rp_disk_ops guard_ops = {.name = "private", .submit = guard_submit, .kick = guard_kick, .drain = guard_drain,
+static const struct rp_disk_ops guard_ops = {.name = "guard", .submit = guard_submit, .kick = guard_kick, .drain = guard_drain,
                                              .lock = guard_lock, .destroy = guard_destroy};
 
 int rp_guard_create(struct rp_disks *d, const struct rp_disk_config *cfg, struct rp_disk *lower, struct rp_guard **out, struct rp_error *err)
@@ -209,6 +227,7 @@ int rp_guard_create(struct rp_disks *d, const struct rp_disk_config *cfg, struct
                             .can_discard = lower->can_discard, .can_zero = lower->can_zero};
     g->lower = lower;
     g->all = d;
+    g->shared = !rp_disk_is_private(cfg);
     g->blocks = (lower->size_bytes + RP_DISKS_BLOCK_BYTES - 1) / RP_DISKS_BLOCK_BYTES;
     if (cfg->path)
         snprintf(g->path, sizeof(g->path), "%s", cfg->path);
