@@ -43,7 +43,7 @@ struct rp_source_ops {
     const char *name;
     int (*describe)(struct rp_source *s, struct rp_source_info *out, struct rp_error *err);
     /* From here on harvest and cut report every page that changes, whoever writes it. `all`: the first harvest
-     * reports every RAM page (a full epoch is wanted). */
+     * reports every RAM page but those known to be zero (a full epoch is wanted: what it does not name is zero). */
     int (*track_start)(struct rp_source *s, bool all, struct rp_error *err);
     void (*track_stop)(struct rp_source *s);
     /* While the machine runs: ORs pages dirtied since the last call into `dirty` and starts watching them again. */

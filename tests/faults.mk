@@ -21,3 +21,5 @@ journal-sync:     tests/unit/test_replica.c
 replica-write:    tests/unit/test_replica.c
 replica-sync:     tests/unit/test_replica.c
 disk-mark:        tests/unit/test_disks.c
+cut:              tests/unit/test_machine.c
+load-section:     tests/unit/test_machine.c

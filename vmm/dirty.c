@@ -242,6 +242,15 @@ void rp_dirty_ring_full(struct rp_dirty *d, unsigned vcpu)
 
 /* --- both --- */
 
+static int harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
+{
+    int rc = d->ring ? harvest_ring(d, set, err) : harvest_log(d, set, err);
+
+    if (rc == 0)
+        rp_pageset_take(set, &d->ram->device_dirty);
+    return rc;
+}
+
 int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err)
 {
     struct rp_pageset junk;
@@ -260,7 +269,7 @@ int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err)
     rc = rp_pageset_init(&junk, d->ram->view.gfn_end);
     if (rc < 0)
         return rp_error_set(err, rc, "dirty tracking: out of memory");
-    rc = rp_dirty_harvest(d, &junk, err);
+    rc = harvest(d, &junk, err);
     rp_pageset_fini(&junk);
     return rc;
 }
@@ -281,15 +290,25 @@ void rp_dirty_stop(struct rp_dirty *d)
     d->on = false;
 }
 
-int rp_dirty_harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
+/* Everything: what RAM holds. KVM's own answer, that all of it may have changed, is dropped. The look comes after the
+ * harvest: a page that is empty then and is written later is seen by the next one. */
+static int harvest_all(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
 {
-    int rc = d->ring ? harvest_ring(d, set, err) : harvest_log(d, set, err);
+    struct rp_pageset junk;
+    int rc = rp_pageset_init(&junk, d->ram->view.gfn_end);
 
     if (rc < 0)
-        return rc;
-    rp_pageset_take(set, &d->ram->device_dirty);
-    if (d->everything)
-        rp_pageset_fill(set, &d->ram->view);
-    d->everything = false;
-    return 0;
+        return rp_error_set(err, rc, "dirty tracking: out of memory");
+    rc = harvest(d, &junk, err);
+    if (rc == 0) {
+        rp_ram_held(d->ram, set);
+        d->everything = false;
+    }
+    rp_pageset_fini(&junk);
+    return rc;
+}
+
+int rp_dirty_harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
+{
+    return d->everything ? harvest_all(d, set, err) : harvest(d, set, err);
 }

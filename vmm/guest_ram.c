@@ -231,7 +231,24 @@ static uint64_t next_data(const struct rp_guest_ram *ram, uint64_t at, uint64_t 
 {
     off_t next = lseek(ram->memfd, (off_t)at, SEEK_DATA);
 
-    return next < 0 || (uint64_t)next > end ? end : (uint64_t)next;     /* ENXIO: holes to the end of the file */
+    if (next < 0)
+        return errno == ENXIO ? end : at;       /* holes to the end of the file; or not known: data */
+    return (uint64_t)next > end ? end : (uint64_t)next;
+}
+
+void rp_ram_held(const struct rp_guest_ram *ram, struct rp_pageset *set)
+{
+    for (uint32_t i = 0; i < ram->view.nregions; i++) {
+        uint64_t at = ram->view.regions[i].gfn << RP_PAGE_SHIFT, end = at + (ram->view.regions[i].pages << RP_PAGE_SHIFT), stop;
+
+        for (at = next_data(ram, at, end); at < end; at = next_data(ram, stop, end)) {
+            off_t hole = lseek(ram->memfd, (off_t)at, SEEK_HOLE);
+
+            stop = hole > (off_t)at && (uint64_t)hole < end ? (uint64_t)hole : end;
+            for (uint64_t g = at >> RP_PAGE_SHIFT; g < (stop + RP_PAGE_SIZE - 1) >> RP_PAGE_SHIFT; g++)
+                rp_pageset_set(set, g);
+        }
+    }
 }
 
 int64_t rp_ram_discard(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len)

@@ -59,6 +59,9 @@ int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t 
  * held something are dirty. Frames of huge pages stay as they are, and so does everything while rp_ram_keep is on.
  * Machine lock held. Returns the bytes that are holes now; -EFAULT when not RAM. */
 int64_t rp_ram_discard(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len) RP_MUST_CHECK;
+/* ORs every RAM page that holds something into `set`; the others were never written or were given back, and read as zeroes.
+ * Whoever asks while the guest runs watches its writes first. */
+void rp_ram_held(const struct rp_guest_ram *ram, struct rp_pageset *set);
 /* While true, pages stay where they are: somebody copies them, registered them or waits for their faults. Machine lock. */
 static inline void rp_ram_keep(struct rp_guest_ram *ram, bool keep) { ram->keep = keep; }
 /* Starts or stops keeping device_dirty (stopping empties it). The source's thread, machine lock held. */

@@ -4,9 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,8 +143,12 @@ static const struct rp_net_ops tap_ops = {
 static int open_queue(struct tap *t, unsigned i, struct rp_error *err)
 {
     struct ifreq ifr = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (t->net.pairs > 1 ? IFF_MULTI_QUEUE : 0))};
-    int fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC), e;
+    int fd, e;
 
+    /* The kernel would make one up for root: a card on no network, and nobody would know why. */
+    if (if_nametoindex(t->name) == 0)
+        return rp_error_exit(err, RP_EXIT_HOST, ENODEV, "tap %s: there is no such interface (ip tuntap add %s mode tap user USER)", t->name, t->name);
+    fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return rp_error_exit(err, RP_EXIT_HOST, errno, "tap %s: /dev/net/tun: %m", t->name);
     snprintf(ifr.ifr_name, sizeof(ifr.ifr_name), "%s", t->name);

@@ -1,8 +1,10 @@
 /* A machine with a native guest: it starts, pauses, resumes, is cut and entered again. */
 #include "tests/unit/native.h"
 
+#include "core/fault.h"
 #include "vmm/vmgenid.h"
 
+#include <errno.h>
 #include <sys/socket.h>
 
 static struct rp_machine *boot(const char *guest, const char *cmdline, unsigned vcpus, uint64_t mib)
@@ -215,4 +217,81 @@ Test(machine, who_enters_elsewhere_announces_itself_when_it_runs, .timeout = 120
     rp_machine_destroy(m);
     close(here[1]);
     close(there[1]);
+}
+
+/* The largest machine. RAM is sparse: what the guest never wrote costs neither the host nor an epoch anything. */
+Test(machine, has_up_to_32_vcpus_and_64_gib, .timeout = 600)
+{
+    struct rp_machine_config cfg = native_config("idle", "smp=32", 32, 64 << 10);
+    struct rp_sections sections = {0};
+    struct rp_pageset dirty;
+    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct rp_error err = {0};
+    struct rp_machine *m = NULL;
+    struct rp_source *src;
+    uint64_t until = rp_clock_ns() + 300000000000u;
+
+    need_kvm("idle");
+    cfg.ram.overcommit = true;
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    for (unsigned v = 0; v < 32; v++)
+        while (beats(m, v) < 2) {
+            cr_assert(rp_clock_ns() < until, "vcpu %u does not run: %s %s", v, (const char *)guest_status(m)->error_text, rp_machine_failure(m));
+            usleep(1000);
+        }
+    src = rp_machine_source(m);
+    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
+    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_pageset_count(&dirty), 65536u, "a full epoch of an idle guest names what it has written");
+    cr_assert_gt(rp_pageset_count(&dirty), 32u);
+    cr_assert_eq(src->ops->resume(src, &err), 0, "%s", err.text);
+    rp_machine_destroy(m);
+    rp_pageset_fini(&dirty);
+    rp_sections_fini(&sections);
+}
+
+static void arm(const char *fault)
+{
+    if (fault)
+        setenv("RP_FAULT", fault, 1);
+    else
+        unsetenv("RP_FAULT");
+    rp_fault_reload();
+}
+
+/* Fault points cut and load-section (INV-6): the source runs on, whoever could not enter is destroyed. */
+Test(machine, what_fails_at_a_cut_or_an_entry_leaves_the_source_running, .timeout = 120)
+{
+    struct rp_sections sections = {0};
+    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true};
+    struct rp_epoch_trailer t = {.number = 1};
+    struct rp_pageset dirty;
+    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct rp_machine *m, *to = NULL;
+    struct rp_source *src;
+    struct rp_error err = {0};
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 24);
+    src = rp_machine_source(m);
+    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
+    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    arm("cut:1");
+    cr_assert_eq(src->ops->cut(src, &cut, &err), -EIO);
+    arm(NULL);
+    wait_beats(m, 0, 5);
+    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
+    arm("load-section:3");
+    cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), -EIO);
+    arm(NULL);
+    rp_machine_destroy(to);
+    cr_assert_eq(src->ops->resume(src, &err), 0, "%s", err.text);
+    wait_beats(m, 0, 5);
+    rp_machine_destroy(m);
+    rp_pageset_fini(&dirty);
+    rp_sections_fini(&sections);
 }

@@ -131,10 +131,13 @@ static void track(struct run *r, bool on)
 {
     struct rp_error err = {0};
 
-    if (!on)
+    if (!on) {
         r->src->ops->track_stop(r->src);
-    else
-        cr_assert_eq(r->src->ops->track_start(r->src, true, &err), 0, "%s", err.text);
+        return;
+    }
+    /* A full epoch begins from zeroes: what it does not name is zero. */
+    cr_assert_eq(madvise(r->shadow, r->ram->gfn_end << RP_PAGE_SHIFT, MADV_DONTNEED), 0);
+    cr_assert_eq(r->src->ops->track_start(r->src, true, &err), 0, "%s", err.text);
 }
 
 static void start(struct run *r, struct rp_machine_config *cfg)

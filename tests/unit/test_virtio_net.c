@@ -453,6 +453,29 @@ Test(connection, a_path_is_connected_to_again, .timeout = 60)
     rmdir(path);
 }
 
+static void make_tap(const char *name)
+{
+    struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
+    int fd = open("/dev/net/tun", O_RDWR);
+
+    snprintf(ifr.ifr_name, sizeof(ifr.ifr_name), "%s", name);
+    cr_assert(fd >= 0 && ioctl(fd, TUNSETIFF, &ifr) == 0 && ioctl(fd, TUNSETPERSIST, 1) == 0, "%s", strerror(errno));
+    close(fd);
+}
+
+static void no_such_tap(const struct rp_nic_config *cfg)
+{
+    struct rp_error err = {0};
+
+    board_make(&board, 1u << 20);
+    cr_assert_eq(rp_gate_create(board.loop, 256u << 10, &board.env.gate, &err), 0);
+    cr_assert_eq(rp_virtio_net_create(&board.env, SLOT, cfg, mac, &nic, &err), -ENODEV);
+    cr_assert_eq(err.exit, RP_EXIT_HOST);
+    cr_assert(strstr(err.text, "no such interface"), "%s", err.text);
+    rp_gate_destroy(board.env.gate);
+    board_free(&board);
+}
+
 /* A real tap in a network namespace of the test's own; the other side is a packet socket on it. */
 Test(tap, frames_with_headers_both_ways, .timeout = 60)
 {
@@ -467,6 +490,8 @@ Test(tap, frames_with_headers_both_ways, .timeout = 60)
     if (access("/dev/net/tun", R_OK | W_OK))
         cr_skip_test("/dev/net/tun: %s", strerror(errno));
     peer = -1;
+    no_such_tap(&cfg);
+    make_tap(cfg.name);
     up(&cfg, 1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_NET_F_CSUM | 1ull << VIRTIO_NET_F_GUEST_CSUM | 1ull << VIRTIO_NET_F_GUEST_TSO4);
     s = socket(AF_PACKET, SOCK_RAW, 0x0300);
     cr_assert_geq(s, 0);

@@ -1,0 +1,86 @@
+/* Guest RAM without KVM: ranges, what it holds, what is given back. */
+#include "vmm/guest_ram.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+
+static struct rp_guest_ram ram;
+
+static void make(uint64_t bytes)
+{
+    struct rp_ram_config cfg = {.size_bytes = bytes, .overcommit = true};
+    struct rp_error err = {0};
+
+    cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), 0, "%s", err.text);
+}
+
+static void drop(void)
+{
+    rp_guest_ram_fini(&ram);
+}
+
+static uint64_t held(uint64_t *first)
+{
+    struct rp_pageset set;
+    uint64_t n;
+
+    cr_assert_eq(rp_pageset_init(&set, ram.view.gfn_end), 0);
+    rp_ram_held(&ram, &set);
+    n = rp_pageset_count(&set);
+    *first = rp_pageset_next(&set, 0);
+    for (uint64_t g = *first; g < set.bits; g = rp_pageset_next(&set, g + 1))
+        cr_assert(rp_ram_contains(&ram.view, g, 1), "frame 0x%lx is no RAM", g);
+    rp_pageset_fini(&set);
+    return n;
+}
+
+/* 64 GiB are an address range and bookkeeping until they are used. */
+Test(guest_ram, sixty_four_gib_are_sparse, .fini = drop)
+{
+    uint64_t first;
+
+    make(64ull << 30);
+    cr_assert_eq(ram.view.nregions, 2u);
+    cr_assert_eq(held(&first), 0u);
+    memset(rp_ram_at(&ram, rp_gpa(RP_RAM_HIGH_START + (60ull << 30)), 4096), 1, 4096);
+    cr_assert_geq(held(&first), 1u);
+    cr_assert_leq(held(&first), 512u, "a huge page at most");
+    cr_assert(rp_ram_at(&ram, rp_gpa(RP_RAM_HIGH_START + (61ull << 30) - 4096), 4096) != NULL);
+    cr_assert_null(rp_ram_at(&ram, rp_gpa(RP_RAM_HIGH_START + (61ull << 30) - 4096), 4097));
+}
+
+Test(guest_ram, what_it_holds_is_what_was_written_and_not_given_back, .fini = drop)
+{
+    uint64_t first, n;
+
+    make(64ull << 20);
+    memset(rp_ram_at(&ram, rp_gpa(5 << 20), 4 << 20), 7, 4 << 20);
+    n = held(&first);
+    cr_assert_geq(n, 1024u);
+    cr_assert_leq(first, (5u << 20) / 4096);
+    cr_assert_eq(rp_ram_discard(&ram, rp_gpa(5 << 20), 4 << 20), 4 << 20);
+    cr_assert_lt(held(&first), 512u, "busy pages may stay, as zeroes");
+    for (unsigned i = 0; i < 4u << 20; i++)
+        cr_assert_eq(((uint8_t *)rp_ram_at(&ram, rp_gpa(5 << 20), 4 << 20))[i], 0);
+}
+
+Test(guest_ram, only_ram_can_be_given_back, .fini = drop)
+{
+    make(8ull << 20);
+    cr_assert_eq(rp_ram_discard(&ram, rp_gpa(7 << 20), 2 << 20), -EFAULT);
+    cr_assert_eq(rp_ram_discard(&ram, rp_gpa(UINT64_MAX - 4095), 8192), -EFAULT);
+    cr_assert_eq(rp_ram_discard(&ram, rp_gpa(100), 4000), 0, "no whole page");
+}
+
+Test(guest_ram, more_than_the_host_has_is_refused_unless_asked_for)
+{
+    struct rp_ram_config cfg = {.size_bytes = 1ull << 40};
+    struct rp_error err = {0};
+
+    cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), -ENOMEM);
+    cr_assert_eq(err.exit, RP_EXIT_HOST);
+    cr_assert(strstr(err.text, "the host has"), "%s", err.text);
+    cfg.size_bytes = 4095;
+    cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), -EINVAL);
+}
