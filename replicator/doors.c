@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 
 #define RETRY_NS 1000000000u
 
@@ -27,6 +28,8 @@ void rp_doors_fini(struct rp_doors *d)
 {
     for (unsigned i = 0; i < d->n; i++)
         rp_listener_close(d->doors[i].listener);
+    while (d->waiting)
+        rp_conn_close(d->hall[--d->waiting].conn);
     *d = (struct rp_doors){0};
 }
 
@@ -54,18 +57,54 @@ static int try_door(struct rp_door *door, struct rp_conn **out)
     return -EAGAIN;
 }
 
+static void leave(struct rp_doors *d, unsigned i)
+{
+    memmove(&d->hall[i], &d->hall[i + 1], (--d->waiting - i) * sizeof(d->hall[0]));
+}
+
+static void enter(struct rp_doors *d, struct rp_conn *c)
+{
+    if (d->waiting == RP_HALL_MAX) {
+        rp_conn_close(d->hall[0].conn);
+        leave(d, 0);
+    }
+    d->hall[d->waiting].conn = c;
+    d->hall[d->waiting++].since_ns = rp_clock_ns();
+}
+
+static void show_out(struct rp_doors *d)
+{
+    uint64_t now = rp_clock_ns();
+    while (d->waiting && now - d->hall[0].since_ns > RP_HALL_NS) {
+        rp_log(RP_LOG_WARN, "%s: connected and said nothing", d->hall[0].conn->peer);
+        rp_conn_close(d->hall[0].conn);
+        leave(d, 0);
+    }
+}
+
 int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
 {
-    struct pollfd fds[2];
+    struct pollfd fds[2 + RP_HALL_MAX];
+    unsigned n = d->n;
+    show_out(d);
     for (unsigned i = 0; i < d->n; i++) {
         struct rp_door *door = &d->doors[i];
         reopen(door);
         fds[i] = (struct pollfd){.fd = door->listener ? door->listener->ops->poll_fd(door->listener) : -1, .events = POLLIN};
     }
-    if (poll(fds, d->n, timeout_ms) <= 0)
+    for (unsigned i = 0; i < d->waiting; i++)
+        fds[n++] = (struct pollfd){.fd = d->hall[i].conn->ops->poll_fd(d->hall[i].conn), .events = POLLIN};
+    if (poll(fds, n, timeout_ms) <= 0)
         return -EAGAIN;
-    for (unsigned i = 0; i < d->n; i++)
-        if (fds[i].revents && try_door(&d->doors[i], out) == 0)
+    for (unsigned i = 0; i < d->waiting; i++)
+        if (fds[d->n + i].revents) {
+            *out = d->hall[i].conn;
+            leave(d, i);
             return 0;
+        }
+    struct rp_conn *c;
+    for (unsigned i = 0; i < d->n; i++)
+        if (fds[i].revents && try_door(&d->doors[i], &c) == 0)
+            enter(d, c);
     return -EAGAIN;
 }

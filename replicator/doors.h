@@ -1,7 +1,8 @@
 /*
  * doors.h - where a standby can be reached: the address it was told to listen on, and beside rdma the same one over tcp.
  *
- * A door that breaks (its device was removed) is opened again and again while the other one is used. One thread at a time.
+ * A door that breaks (its device was removed) is opened again and again while the other one is used. Whoever connects and says
+ * nothing waits in the hall, where he is in nobody's way, and is shown out after a while. One thread at a time.
  */
 #ifndef RP_REPLICATOR_DOORS_H
 #define RP_REPLICATOR_DOORS_H
@@ -13,15 +14,19 @@ struct rp_door {
     struct rp_listener *listener;   /* NULL: broken */
     uint64_t retry_ns;              /* then: when to try again */
 };
+#define RP_HALL_MAX 16u             /* connected, and has said nothing yet; the oldest goes for the next */
+#define RP_HALL_NS 3000000000ull
 struct rp_doors {
     struct rp_door doors[2];
     unsigned n;
+    struct { struct rp_conn *conn; uint64_t since_ns; } hall[RP_HALL_MAX];  /* oldest first */
+    unsigned waiting;
 };
 
 /* Owns the listener. A tcp door that cannot be opened beside it is a warning. */
 void rp_doors_init(struct rp_doors *d, struct rp_listener *l);
 void rp_doors_fini(struct rp_doors *d);
-/* Waits up to timeout_ms for a connection. -EAGAIN. */
+/* Waits up to timeout_ms for a connection that has something to say. -EAGAIN. */
 int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out) RP_MUST_CHECK;
 
 #endif

@@ -122,7 +122,7 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     struct rp_hello h;
     uint8_t mine[RP_NONCE_BYTES], theirs[RP_NONCE_BYTES], proof[RP_PROOF_BYTES], want[RP_PROOF_BYTES];
     uint8_t msg[HELLO_BYTES], challenge[CHALLENGE_BYTES] = {0}, welcome[WELCOME_BYTES] = {0};
-    int rc = io(err, rp_conn_recv_all(c, msg, sizeof(msg), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "it should have said HELLO");
+    int rc = io(err, rp_conn_recv_all(c, msg, sizeof(msg), rp_clock_ns() + RP_HANDSHAKE_ACCEPT_MS * 1000000ull), "it should have said HELLO");
     if (rc < 0 || (rc = rp_secret_nonce(mine, err)) < 0)
         return rc;
     get_hello(msg, &h, theirs);
@@ -135,7 +135,7 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     memcpy(challenge + 8, mine, RP_NONCE_BYTES);
     rp_secret_prove(key, "standby", mine, theirs, msg, HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
     if ((rc = io(err, rp_conn_send(c, challenge, sizeof(challenge)), "challenging it")) < 0 ||
-        (rc = io(err, rp_conn_recv_all(c, proof, sizeof(proof), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its proof")) < 0)
+        (rc = io(err, rp_conn_recv_all(c, proof, sizeof(proof), rp_clock_ns() + RP_HANDSHAKE_ACCEPT_MS * 1000000ull), "waiting for its proof")) < 0)
         return rc;
     rp_secret_prove(key, "primary", theirs, mine, msg, HELLO_BYTES, want);
     struct rp_welcome w = {0};

@@ -17,7 +17,8 @@
 #include "replicator/transport.h"
 
 #define RP_LINK_VERSION 2u
-#define RP_HANDSHAKE_TIMEOUT_MS 3000
+#define RP_HANDSHAKE_TIMEOUT_MS 3000    /* of the connecting side, for each answer */
+#define RP_HANDSHAKE_ACCEPT_MS 1000     /* of the accepting side: others wait meanwhile */
 #define RP_REASON_MAX 128
 
 enum rp_link_role {

@@ -148,6 +148,9 @@ static int configure(struct rp_protection *p, const struct rp_pair_options *o, s
 static void forget(struct rp_vm *vm)
 {
     struct rp_protection *p = vm->protection;
+    struct rp_error err = {0};
+    if (p->paused && rp_machine_state(vm->machine) == RP_VM_PAUSED && rp_machine_resume(vm->machine, &err) < 0)
+        rp_log(RP_LOG_ERROR, "--on-loss pause is over, and the VM cannot go on: %s", err.text);
     vm->protection = NULL;
     if (p->event_fd >= 0) {
         rp_vm_unwatch(vm, p->event_fd);
@@ -214,6 +217,11 @@ void rp_protection_restart(struct rp_vm *vm)
     stop_run(p, RP_PROTECT_FORGET);
     if (start_run(p, true, &err) < 0)
         rp_log(RP_LOG_ERROR, "protection cannot begin anew: %s", err.text);
+}
+
+bool rp_protection_pauses(const struct rp_vm *vm)
+{
+    return vm->protection && vm->protection->paused;
 }
 
 bool rp_protection_active(const struct rp_vm *vm)

@@ -15,6 +15,8 @@ int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *p, bool 
 void rp_protection_stop(struct rp_vm *vm, bool forget);
 /* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */
 void rp_protection_restart(struct rp_vm *vm);
+/* The machine stands still because it has no standby (--on-loss pause). */
+bool rp_protection_pauses(const struct rp_vm *vm);
 bool rp_protection_active(const struct rp_vm *vm);
 /* Blocks; from a job's thread: rp_protect_switch. */
 int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;

@@ -1,4 +1,5 @@
 /* QMP commands that act on the machine. Names and meaning are QEMU's (qapi/misc.json, run-state.json). */
+#include "tools/protection.h"
 #include "tools/qmp_tables.h"
 
 #include <errno.h>
@@ -12,6 +13,12 @@ static int cmd_stop(struct rp_qmp_call *call, struct rp_error *err)
 static int cmd_cont(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
+    if (vm->fence_paused)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because its lease was lost; it goes on by itself when "
+                             "nobody has run it since", vm->name);
+    if (rp_protection_pauses(vm))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because it has no standby (--on-loss pause); it goes on "
+                             "when it is protected again, or unprotect it first", vm->name);
     switch (rp_machine_state(vm->machine)) {
     case RP_VM_RUNNING:
         return 0;

@@ -217,6 +217,55 @@ Test(link, a_stranger_gets_nowhere)
     standby_stop(&s);
 }
 
+/* Says HELLO as version 1 would; *answer: what came back, a text at its end. */
+static void greet_in_an_old_version(struct standby *s, char answer[300])
+{
+    struct rp_error err = {0};
+    struct rp_conn *c;
+    uint8_t hello[160] = {'R', 'P', 'L', 'I', 'N', 'K', 0x0D, 0x0A, 1, 0, 0, 0, RP_LINK_CONTROL};
+    size_t have = 0;
+    ssize_t n;
+    cr_assert_eq(rp_connect(&s->uri, 10000, &c, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_conn_send(c, hello, sizeof(hello)), 0);
+    memset(answer, 0, 300);
+    while (have < 299 && (n = c->ops->recv(c, answer + have, 299 - have, 20000)) > 0)
+        have += (size_t)n;
+    c->ops->close(c);
+}
+
+/* Wrong VM, old version, somebody who says nothing, a lane of no session: each is told why (or left), no memory is spent on it, and
+ * the primary that comes after them is served. */
+Test(link, strangers_of_every_kind_get_nowhere)
+{
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_error err = {0};
+    struct rp_conn *mute;
+    char answer[300];
+    uint64_t held;
+    standby_start(&s, "unix", "0123456789abcdef");
+    struct rp_link_config cfg = {.uri = s.uri, .vm_name = "other", .lanes = 1, .connect_ms = 10000};
+    cfg.key.len = 16;
+    memcpy(cfg.key.bytes, "0123456789abcdef", 16);
+    cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0);
+    cr_assert_eq(err.exit, RP_EXIT_REFUSED, "%s", err.text);
+    cr_assert(strstr(err.text, "waits for VM \"fake\""), "%s", err.text);
+    greet_in_an_old_version(&s, answer);
+    bool told = false;
+    for (unsigned i = 0; i < 280 && !told; i++)
+        told = strncmp(answer + i, "the two sides speak different versions", 38) == 0;
+    cr_assert(told, "an old version is told so");
+    cr_assert_eq(rp_connect(&s.uri, 10000, &mute, &err), 0);
+    cr_assert_eq(rp_conn_send(mute, "RPL", 3), 0);      /* and never more: given up after a while */
+    cr_assert_null(s.ram.base, "no memory was spent on any of them");
+    cr_assert_eq(connect_to(&s, "0123456789abcdef", 1, &sink, &err), 0, "the primary is served: %s", err.text);
+    mute->ops->close(mute);
+    sink->ops->destroy(sink);
+    pthread_join(s.thread, NULL);
+    cr_assert_eq(rp_image_epoch(s.image), 0u);
+    standby_stop(&s);
+}
+
 static struct rp_protect_status status;
 
 static enum rp_protect_state wait_state(struct rp_protect *p, enum rp_protect_state want, unsigned ms)

@@ -6,6 +6,39 @@ KEY = "/mnt/shared/key"
 HEARTBEAT = "500ms"     # a lab host stalls for longer than a real one
 
 
+class Side:
+    """One of two sides on the same host, each with a runtime directory and a tap of its own: a pair without a second host.
+
+    Enough for what processes do to each other; a host's power, its clock and the wires between two are not there.
+    """
+
+    def __init__(self, host, name, number):
+        self.host = host
+        self.name = name
+        self.tap = f"tap{name}{number}"
+        self.repl_address = host.repl_address
+
+    def __str__(self):
+        return self.name
+
+    def _there(self, script):
+        return f"export REPRISE_RUNTIME_DIR=/run/reprise-{self.name}; {script}"
+
+    def run(self, script, **options):
+        return self.host.run(self._there(script), **options)
+
+    def background(self, script):
+        return self.host.background(self._there(script))
+
+
+def sides(lab):
+    """The two places of a pair: hosts a and b, or with hosts=1 two sides of host a."""
+    if lab.word("hosts", 2) == 2:
+        return lab.hosts("a", "b")
+    (host,) = lab.hosts("a")
+    return Side(host, "x", 1), Side(host, "y", 2)
+
+
 class Pair:
     """A guest on `primary`, protected by a standby on the other host."""
 
@@ -27,11 +60,11 @@ class Pair:
         return {"file": "file:/mnt/shared/lease", "etcd": f"etcd:http://{ETCD_ADDRESS}:2379", "none": "none"}[kind]
 
     def uri(self, host):
-        return f"{self.transport}://{host.repl_address}:{PORT}"
+        return "unix:/run/reprise-standby" if self.transport == "unix" else f"{self.transport}://{host.repl_address}:{PORT}"
 
     def stand_by(self, host, fault=None):
         """Start a standby on this host, with this fault point armed (core/fault.h), and wait until it listens."""
-        self.guest.prepare(host)
+        self._place(host)
         self.standby = host
         self.standby_job = host.background((f"export RP_FAULT={fault}; " if fault else "") + "exec " + shlex.join(
             ["reprise", "standby", "--listen", self.uri(host), "--name", self.guest.name, "--key", KEY, "--lease", self.lease,
@@ -41,12 +74,18 @@ class Pair:
             raise self.lab.Failure(f"standby on {host} ended with {self.standby_job.rc}:\n{self.standby_job.output[-1000:]}")
 
     def _listens(self, host):
-        return str(PORT) in host.run("rdma resource show cm_id; ss -Hltn").output
+        return any(word in host.run("rdma resource show cm_id; ss -Hltn; ss -Hlx").output for word in (f":{PORT}", "/run/reprise-standby"))
+
+    def _place(self, host):
+        if isinstance(host, Side):
+            self.guest.tap = host.tap
+        self.guest.prepare(host)
 
     def boot(self, host):
         """Boot the guest, unprotected."""
         self.primary = host
         self.path = [host]
+        self._place(host)
         self.guest.start(host)
 
     def protect_command(self):
@@ -81,5 +120,5 @@ def start_etcd(lab, client):
     """A real etcd on the client's address, for leases; ends with the run."""
     client.background(f"exec etcd --data-dir {client.file(client.result / 'etcd')} --listen-client-urls http://{ETCD_ADDRESS}:2379"
                       f" --advertise-client-urls http://{ETCD_ADDRESS}:2379 --listen-peer-urls http://127.0.0.1:2380 --log-level error")
-    lab.wait_until(lambda: client.run(f"etcdctl --endpoints http://{ETCD_ADDRESS}:2379 endpoint health 2>&1 || true").output.count("is healthy"),
+    lab.wait_until(lambda: "true" in client.run(f"curl -s http://{ETCD_ADDRESS}:2379/health || true").output,
                    30, "etcd answers")
