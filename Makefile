@@ -28,7 +28,7 @@ endif
 CFLAGS  += -std=gnu17 $(OPT) $(WARN) $(WERROR) $(SANFLAGS_$(SAN))
 CPPFLAGS += -D_GNU_SOURCE -I. -MMD -MP
 LDFLAGS += $(SANFLAGS_$(SAN)) -pthread
-LDLIBS  := -luring -lnbd -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcurl -lcrypto -lseccomp -lm -lpthread
+LDLIBS  := -luring -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcrypto -lseccomp -lm -lpthread
 
 # Every folder names its files: core_SRCS, vmm_SRCS, ...
 include core/files.mk vmm/files.mk replicator/files.mk store/files.mk tools/files.mk tests/files.mk

@@ -10,6 +10,7 @@ core_SRCS := \
 	core/fault.c \
 	core/histogram.c \
 	core/image.c \
+	core/late.c \
 	core/log.c \
 	core/pool.c \
 	core/queue.c \

@@ -16,6 +16,7 @@ replicator_SRCS := \
 	replicator/gather.c \
 	replicator/handshake.c \
 	replicator/journal.c \
+	replicator/late_curl.c \
 	replicator/lease.c \
 	replicator/lease_etcd.c \
 	replicator/lease_file.c \

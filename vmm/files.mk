@@ -14,6 +14,7 @@ vmm_SRCS := \
 	vmm/guest_ram.c \
 	vmm/irq.c \
 	vmm/kvm.c \
+	vmm/late_nbd.c \
 	vmm/loop.c \
 	vmm/machine.c \
 	vmm/machine_make.c \
