@@ -80,6 +80,8 @@ static void on_lane_lost(void *ctx, const struct rp_lane_loss *loss)
 static void path_lost(struct link_sink *s, unsigned path, int rc)
 {
     char why[96];
+    if (atomic_load(&s->parting) || atomic_load(&s->told) || atomic_load(&s->cancelled))
+        return;             /* that is how it ends */
     snprintf(why, sizeof(why), "control connection: %s", strerror(-rc));
     rp_events_emit(s->cfg.events, atomic_load(&s->epoch), "PATH_LOST", "{\"path\": %u, \"left\": \"%s\", \"reason\": \"%.80s\"}", path,
                    rp_control_transport(&s->control), strerror(-rc));

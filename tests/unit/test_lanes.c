@@ -492,6 +492,9 @@ static void pair_end(struct pair *p)
     unsigned n = rp_events_copy(p->events, ev, 64);
     for (unsigned i = 0; i < n; i++)
         printf("epoch %lu: %s %s\n", ev[i].epoch, ev[i].name, ev[i].data);
+    unsigned lost = seen(p, "LANE_LOST") + seen(p, "PATH_LOST") + seen(p, "TRANSPORT_DEGRADED");
+    p->sink->ops->cancel(p->sink);
+    cr_assert_eq(seen(p, "LANE_LOST") + seen(p, "PATH_LOST") + seen(p, "TRANSPORT_DEGRADED"), lost, "an end that was wanted is no loss");
     rp_engine_destroy(p->e);
     p->sink->ops->destroy(p->sink);
     fake_resume(&p->f.base, NULL);

@@ -1,6 +1,7 @@
 """What a lane carries over RDMA, beside what ib_write_bw writes in the same run (and tcp beside both): figures and their ratio.
 
-seconds=8, lanes=1, rounds=2. In the lab both ends share one emulated processor with soft-RoCE: read the ratio, not the figures.
+seconds=8, lanes=1, rounds=2, hosts=2|1 (1: a host with itself). In the lab an emulated processor carries soft-RoCE and both programs:
+read the ratio, not the figures.
 """
 import re
 
@@ -10,10 +11,10 @@ PEER = "/mnt/build/tests/bench/link-peer"
 
 
 def ib_write_bw(lab, a, b, seconds, size):
-    command = f"ib_write_bw -R -d rxe0 -s {size} -D {seconds} -F --report_gbits"
+    command = f"ib_write_bw -R -d rxe0 -s {size} -n {seconds * 12} -F --report_gbits"
     server = b.background(command)
     lab.wait_until(lambda: "LISTEN" in b.run("rdma resource show cm_id").output or server.rc is not None, 30, "ib_write_bw listens")
-    output = a.run(f"{command} {b.repl_address}", timeout_s=seconds + 60).output
+    output = a.run(f"{command} {b.repl_address}", timeout_s=seconds * 3 + 90).output
     server.wait(60)
     figures = re.findall(rf"^ *{size} +\d+ +([\d.]+) +([\d.]+)", output, re.MULTILINE)
     lab.check(figures, f"ib_write_bw printed no result:\n{output}")
@@ -35,7 +36,7 @@ def bulk(lab, a, b, scheme, seconds, lanes):
 def run(lab):
     if not (lab.build / "tests" / "bench" / "link-peer").exists():
         raise lab.Skip("build/tests/bench/link-peer is not built")
-    a, b = lab.hosts("a", "b")
+    a, b = lab.hosts("a", "b") if lab.word("hosts", 2) == 2 else lab.hosts("a", cpus=2) * 2
     seconds, lanes = lab.word("seconds", 8), lab.word("lanes", 1)
     for _ in range(lab.word("rounds", 2)):
         base = ib_write_bw(lab, a, b, seconds, 262144)
