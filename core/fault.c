@@ -56,3 +56,8 @@ bool rp_fault(enum rp_fault_point point)
     }
     return true;
 }
+
+bool rp_fault_fired(void)
+{
+    return atomic_load(&armed) > 0 && atomic_load(&left) <= 0;
+}

@@ -47,5 +47,7 @@ enum rp_fault_point {
 bool rp_fault(enum rp_fault_point point);
 /* Re-reads RP_FAULT (tests). */
 void rp_fault_reload(void);
+/* The armed point has failed (tests). */
+bool rp_fault_fired(void);
 
 #endif

@@ -1,6 +1,8 @@
 # Every fault point of core/fault.h and the test that fires it (tests/check/lint compares; a line that begins with # is a comment).
 sink-write:       tests/unit/test_sink_fd.c
 sink-sync:        tests/unit/test_sink_fd.c
+cut:              tests/lab/scenarios/golden-machine.py
+load-section:     tests/lab/scenarios/golden-machine.py
 image-apply:      tests/unit/test_image.c
 link-hello:       tests/unit/test_lanes.c
 link-epoch-end:   tests/unit/test_lanes.c
@@ -23,3 +25,6 @@ replica-sync:     tests/unit/test_replica.c
 disk-mark:        tests/unit/test_disks.c
 cut:              tests/unit/test_machine.c
 load-section:     tests/unit/test_machine.c
+takeover-claimed: tests/lab/scenarios/fault-matrix.py
+takeover-entered: tests/lab/scenarios/fault-matrix.py
+takeover-runs:    tests/lab/scenarios/fault-matrix.py

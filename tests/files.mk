@@ -46,3 +46,4 @@ unit_SRCS += tests/unit/test_boot.c
 unit_SRCS += tests/unit/test_protect.c
 unit_SRCS += tests/unit/test_guest_pages.c
 unit_SRCS += tests/unit/test_guest_ram.c
+unit_SRCS += tests/unit/test_faults.c

@@ -17,11 +17,19 @@ def run(lab):
     lab.need_reprise("run", "checkpoint", "restore", "status", "quit", "inspect")
     (a,) = lab.hosts("a", cpus=2)
     a.run("truncate -s 1M /tmp/golden.disk; ip tuntap add tapg mode tap vnet_hdr; ip link set tapg up")
-    vm = a.background("exec reprise run --name golden --memory 8M --cpus 2 --kernel /mnt/build/guests/idle.elf"
+    # The first cut fails (a fault point): the VM runs on, and the next one succeeds.
+    vm = a.background("RP_FAULT=cut:1 exec reprise run --name golden --memory 8M --cpus 2 --kernel /mnt/build/guests/idle.elf"
                       f" --append smp=2 --rng off --balloon off {DEVICES},mac=52:54:00:67:6f:6c")
     lab.wait_until(lambda: vm.rc is not None or a.run("reprise status golden", check=False).rc == 0, 60, "the guest runs")
     lab.check(vm.rc is None, f"run ended with {vm.rc}: {vm.output[-500:]}")
+    failed = a.run("reprise checkpoint golden file:/mnt/result/new-machine.rps", check=False)
+    lab.check(failed.rc == 1 and "fault point cut" in failed.output, f"a cut that fails: exit code {failed.rc}: {failed.output}")
+    lab.check(status(a)["status"] == "running", f"a cut that failed left it {status(a)}")
+    a.run("[ ! -e /mnt/result/new-machine.rps ]")
     a.run("reprise checkpoint golden file:/mnt/result/new-machine.rps --quit", timeout_s=60)
+    # An epoch that fails at a device leaves nothing.
+    failed = a.run(f"RP_FAULT=load-section:3 reprise restore file:/mnt/result/new-machine.rps --name golden {DEVICES}", check=False)
+    lab.check(failed.rc == 1 and "fault point load-section" in failed.output, f"a device that fails: exit code {failed.rc}: {failed.output}")
     streams = [a.file(path) for path in sorted(GOLDEN.glob("v1-*machine*.rps"))] + ["/mnt/result/new-machine.rps"]
     for stream in streams:
         a.run(f"reprise inspect --json {stream} > {stream}.json")
