@@ -102,6 +102,11 @@ class Matrix:
         self.lab.wait_until(lambda: self.pair.standby_job.rc is not None, 60, "the standby that failed has ended")
         self.without_standby()
 
+    def late_word(self, fault):
+        """The standby runs the guest and takes a second to say so: the source waits for its word."""
+        self.protected(fault)
+        self.switch()
+
     def late_takeover(self, fault):
         """The primary dies, and the standby's first attempt at the lease fails."""
         self.protected(fault)
@@ -162,7 +167,7 @@ CASES = [
     ("link-ack-send", 1, "standby_error"), ("link-ack-send", 30, "standby_error"), ("link-ack-send", 30, "standby_death"),
     ("load-section", 1, "failed_switch"), ("takeover-claimed", 1, "failed_switch"), ("takeover-entered", 1, "failed_switch"),
     ("takeover-claimed", "1:kill", "failed_switch"), ("takeover-entered", "1:kill", "failed_switch"),
-    ("lease-acquire", 1, "late_takeover"),
+    ("takeover-runs", "1:stall", "late_word"), ("lease-acquire", 1, "late_takeover"),
     ("link-hello", 1, "primary_error"), ("link-lane", 1, "primary_error"), ("cut", 20, "primary_error"),
     ("link-record", 3, "primary_error"), ("link-epoch-end", 1, "primary_error"), ("link-epoch-end", 30, "primary_error"),
     ("link-heartbeat", 10, "primary_error"),
