@@ -199,12 +199,13 @@ class BlkGuest(Guest):
     def __init__(self, lab, name="blk", disk="/root/disk", disk_mib=16, append="", **options):
         super().__init__(lab, name, memory_mib=options.pop("memory_mib", 32), net=False, disk=disk, disk_mib=disk_mib, **options)
         self.append = append
+        self.disk_file = disk.partition(",")[0]     # where a host finds the disk's bytes
 
     def warm(self, host):
         host.run("cat /mnt/build/guests/blkwriter.elf > /dev/null")
 
     def prepare(self, host):
-        host.run(f"[ -e {self.disk} ] || truncate -s {self.disk_mib}M {self.disk}")
+        host.run(f"[ -e {self.disk_file} ] || truncate -s {self.disk_mib}M {self.disk_file}")
 
     def _reprise(self):
         return shlex.join(["reprise", "run", "--name", self.name, "--memory", f"{self.memory_mib}M", "--kernel", "/mnt/build/guests/blkwriter.elf",
@@ -232,6 +233,6 @@ class BlkGuest(Guest):
         before = int(self.probe("-c 2")["verifies"])
         self.lab.wait_until(lambda: int(self.probe()["verifies"]) > before, 180, "the guest has read all of its disk")
         self.host.run(f"reprise pause {self.name}")
-        seen = self.probe(f"-V -d {self.disk}")
+        seen = self.probe(f"-V -d {self.disk_file}")
         self.host.run(f"reprise resume {self.name}")
         return int(seen["verified_blocks"])

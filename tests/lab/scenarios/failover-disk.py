@@ -1,15 +1,34 @@
-"""Disk and RAM agree after every failover: private disks on both hosts, the primary killed at random moments.
+"""Disk and RAM agree after every failover: the primary killed at random moments, with its own disk or a shared one.
 
-mode=async|sync (how the block writer writes), rounds=N (4), transport=tcp|rdma, lease=file|none. In every round the primary's
-monitor is killed, the guest compares its whole disk with what it remembers, then its disk file is compared from outside,
-the old primary's disk is refused to a new VM, and the old host becomes the standby. Before every other round the standby is
-killed in the middle of applying an epoch, and starts again.
+disk=private|shared|nbd (private; shared: a file that both hosts see), mode=async|sync (how the block writer writes), rounds=N (4),
+transport=tcp|rdma, lease=file|none. In every round the primary's monitor is killed, the guest compares its whole disk with what it
+remembers, then the disk is compared from outside, and the old host becomes the standby. With private disks the old primary's disk is
+first refused to a new VM, and before every other round the standby is killed in the middle of taking or applying an epoch.
 """
 from lab import BlkGuest
 from lab.pair import Pair
 
 TIMEOUT_S = 900
 POINTS = ("replica-write", "journal-write", "journal-sync")    # fault points of the standby's disks, see core/fault.h
+
+
+def private(lab):
+    return lab.word("disk", "private") == "private"
+
+
+def choose_disk(lab):
+    """(what --disk says, where a host finds the bytes)"""
+    kind = lab.word("disk", "private")
+    if kind == "private":
+        return "/root/disk", "/root/disk"
+    with open(lab.shared / "disk", "wb") as disk:
+        disk.truncate(16 << 20)
+    if kind == "shared":
+        return "/mnt/shared/disk,shared", "/mnt/shared/disk"
+    client = lab.client()
+    client.background(f"exec qemu-nbd -f raw -t -e 8 -b 10.10.0.3 -p 10809 {client.file(lab.shared / 'disk')}")
+    lab.wait_until(lambda: "10809" in client.run("ss -Hltn").output, 30, "qemu-nbd listens")
+    return "nbd://10.10.0.3:10809", "/mnt/shared/disk"
 
 
 def refused(lab, host, guest):
@@ -50,7 +69,8 @@ def one_round(lab, pair, guest):
     pair.taken_over()
     blocks = guest.disk_must_agree()
     guest.must_write(20)
-    refused(lab, old, guest)
+    if private(lab):
+        refused(lab, old, guest)
     lab.log(f"{old} was killed; on {pair.primary} RAM and disk agree in {blocks} blocks")
     return old
 
@@ -58,7 +78,9 @@ def one_round(lab, pair, guest):
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "status")
     a, b = lab.hosts("a", "b")
-    guest = BlkGuest(lab, append=f"size=8M mode={lab.word('mode', 'async')} rate=150 zeroes=10 flush=16 seed={lab.seed % 1000000}")
+    disk, where = choose_disk(lab)
+    guest = BlkGuest(lab, disk=disk, append=f"size=8M mode={lab.word('mode', 'async')} rate=150 zeroes=10 flush=16 seed={lab.seed % 1000000}")
+    guest.disk_file = where
     pair = Pair(lab, guest, lab.word("transport", "tcp"), lab.word("lease", "file"))
     guest.warm(a)
     pair.boot(a)
@@ -67,7 +89,7 @@ def run(lab):
     pair.stand_by(b)
     pair.protect()
     for number in range(lab.word("rounds", 4)):
-        if number % 2:
+        if number % 2 and private(lab):
             lose_the_standby(lab, pair, guest)
         old = one_round(lab, pair, guest)
         pair.stand_by(old)
