@@ -171,16 +171,16 @@ static uint32_t try_delta(struct worker *w, uint64_t gfn, const uint8_t *page, c
         rp_fingerprints_forget(e->prints, gfn);
     else if (!rp_fingerprints_update(e->prints, gfn, page, epoch, &changed))
         changed = 0;
-    if (parent && want)
-        len = rp_delta_encode(parent, page, w->scratch, DELTA_LIMIT);
-    else if (!parent && changed)
-        len = rp_delta_encode_blocks(changed, page, w->scratch, DELTA_LIMIT);
-    else if (!keep) {
+    bool tried = (parent && want) || (!parent && changed);
+    if (!tried)
         turn_passed(e, gfn, 4);
-        return 0;
-    }
-    learn(p, len, t0, e->price);    /* a fingerprint taken for later counts as a cost that has saved nothing yet */
-    if (parent || changed)
+    else if (parent)
+        len = rp_delta_encode(parent, page, w->scratch, DELTA_LIMIT);
+    else
+        len = rp_delta_encode_blocks(changed, page, w->scratch, DELTA_LIMIT);
+    if (tried || keep)              /* a fingerprint taken for later counts as a cost that has saved nothing yet */
+        learn(p, len, t0, e->price);
+    if (tried)
         set_vain(e, gfn, 4, len ? 0 : VAIN_SKIPS);
     return len;
 }

@@ -63,6 +63,9 @@ void rp_protect_print(const json_t *p)
         return;
     printf("  %-14s %lld cut, %lld committed (%lld ms ago), %.0f dirty pages/s\n", "epochs", num(p, "epoch"), num(p, "committed"),
            num(p, "committed-ms-ago"), json_real_value(json_object_get(p, "dirty-pages-per-second")));
+    const json_t *cost = json_object_get(p, "cost");
+    printf("  %-14s %s; epochs of %.1f ms, vCPUs throttled by %lld %%, %.2f of a core\n", "pressure", str(cost, "pressure"), ms(cost, "epoch-us"),
+           num(cost, "throttle-percent"), json_real_value(json_object_get(cost, "cores")));
     print_times("pause", json_object_get(p, "pause"));
     print_times("cut to commit", json_object_get(p, "commit"));
     printf("  %-14s %s; waited p50 %.3f ms, p99 %.3f ms, longest %.3f ms; %lld wait now (%lld bytes)\n", "outputs",

@@ -288,6 +288,9 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
     json_object_set_new(o, "pause", times(&e->pause));
     json_object_set_new(o, "commit", times(&e->commit));
     json_object_set_new(o, "dirty-pages-per-second", json_real(e->dirty_pages_s));
+    json_object_set_new(o, "cost", json_pack("{s:s, s:i, s:I, s:f, s:I}", "pressure", rp_pressure_name(e->pressure), "throttle-percent",
+                                             (int)e->throttle, "epoch-us", (json_int_t)(e->epoch_ns / 1000), "cores", e->cpu,
+                                             "cuts-put-off", (json_int_t)e->cuts_put_off));
     json_object_set_new(o, "sync", json_pack("{s:I, s:I, s:i}", "ram-bytes", (json_int_t)e->ram_bytes, "looked-at-bytes",
                                              (json_int_t)e->done_bytes, "passes", (int)e->passes));
     json_object_set_new(o, "codecs", codecs(&e->encode));

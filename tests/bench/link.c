@@ -29,6 +29,7 @@ struct run {
 struct result {
     double seconds;
     uint64_t epochs, pages, written, behind;
+    uint64_t raw, lz4, delta;   /* pages, while measured */
     uint64_t wire_bytes, primary_cpu_ns, standby_cpu_ns, max_rss_kib;
     struct rp_engine_stats engine;
 };
@@ -118,6 +119,8 @@ static void measure(struct rp_engine *e, struct rp_sink *sink, struct synth *g, 
     struct rp_link_stats l0, l1;
     wait_state(e, RP_ENGINE_STEADY);
     usleep(300000);
+    for (unsigned i = 0; i < 100 && synth_written(g) < 3 * (synth_ram(g)->pages / 4 * 3); i++)
+        usleep(100000);         /* every page was rewritten a few times: what is measured is the steady state */
     rp_engine_stats(e, &before);
     rp_link_sink_stats(sink, &l0);
     uint64_t w0 = synth_written(g), t0 = rp_clock_ns();
@@ -129,6 +132,9 @@ static void measure(struct rp_engine *e, struct rp_sink *sink, struct synth *g, 
     r->behind = synth_behind(g);
     r->epochs = r->engine.committed - before.committed;
     r->pages = r->engine.dirty.sum - before.dirty.sum;
+    r->raw = r->engine.encode.pages[RP_CODEC_RAW] - before.encode.pages[RP_CODEC_RAW];
+    r->lz4 = r->engine.encode.pages[RP_CODEC_LZ4] - before.encode.pages[RP_CODEC_LZ4];
+    r->delta = r->engine.encode.pages[RP_CODEC_DELTA] - before.encode.pages[RP_CODEC_DELTA];
     r->wire_bytes = l1.bytes - l0.bytes;
 }
 
@@ -178,11 +184,12 @@ static void report(const struct run *run, const struct result *r)
            (double)r->epochs / r->seconds, (unsigned long long)rp_hist_quantile(&s->dirty, 0.5), (double)rp_hist_quantile(&s->pause, 0.5) / ms,
            (double)rp_hist_quantile(&s->pause, 0.99) / ms, (double)rp_hist_quantile(&s->commit, 0.5) / ms,
            (double)rp_hist_quantile(&s->commit, 0.99) / ms);
-    printf("    %8.0f pages/s written, %5.1f %% of asked; %7.1f wire bytes/page; %6.1f MB/s; CPU s/GiB %.2f + %.2f standby; put off %llu\n",
+    printf("    %8.0f pages/s written, %5.1f %% of asked; %7.1f wire bytes/page; %6.1f MB/s; CPU s/GiB %.2f + %.2f standby; put off %llu; raw %llu lz4 %llu delta %llu\n",
            (double)r->written / r->seconds,
            run->guest.pages_s > 0 ? 100 * (double)r->written / r->seconds / run->guest.pages_s : 100.0,
            r->pages ? (double)r->wire_bytes / (double)r->pages : 0, (double)r->wire_bytes / r->seconds / 1e6,
-           (double)r->primary_cpu_ns / 1e9 / gib, (double)r->standby_cpu_ns / 1e9 / gib, (unsigned long long)s->cuts_put_off);
+           (double)r->primary_cpu_ns / 1e9 / gib, (double)r->standby_cpu_ns / 1e9 / gib, (unsigned long long)s->cuts_put_off,
+           (unsigned long long)r->raw, (unsigned long long)r->lz4, (unsigned long long)r->delta);
 }
 
 int bench_link(const struct bench_words *w)
