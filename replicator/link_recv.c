@@ -101,9 +101,9 @@ static void on_refused(void *ctx, int rc, const struct rp_error *why)
 {
     struct rp_link_recv *r = ctx;
     struct rp_control_msg m = {.type = RP_CTL_REFUSED, .a = (uint64_t)-rc};
+    end_session(r, RP_LINK_DAMAGED, why);       /* first: the primary's answer is a goodbye, and the first reason counts */
     if (rp_control_send(&r->control, &m) < 0)
         rp_log(RP_LOG_INFO, "the primary could not be told that its epoch was refused");
-    end_session(r, RP_LINK_DAMAGED, why);
 }
 
 /* A primary that dies takes all its connections with it, and the control connection's end tells the story. Should it live,
