@@ -7,7 +7,8 @@
 #   make bench      figures, side by side with the Debian QEMU
 #   make lab        build (once) the whole-host lab that tests/lab/run uses
 #   make deps       install the Debian packages all of this needs (as root)
-#   make install    the command to $(DESTDIR)$(PREFIX)/bin
+#   make man        the man pages, from the tables that drive the command line -> $(BUILD)/man
+#   make install    the command to $(DESTDIR)$(PREFIX)/bin, its man pages to share/man
 #
 # SAN=address|thread|fuzzer builds a sanitizer variant into build-$(SAN).
 
@@ -86,9 +87,16 @@ demo demo-quick: need
 
 # DESTDIR and PREFIX as everywhere.
 PREFIX  ?= /usr/local
-.PHONY: install
-install: $(BUILD)/reprise
+.PHONY: install man
+man: $(BUILD)/reprise
+	@mkdir -p $(BUILD)/man
+	@$< help --man > $(BUILD)/man/reprise.1
+	@for verb in $$($< help | sed -n 's/^  \([a-z-]*\) .*/\1/p'); do $< help --man $$verb > $(BUILD)/man/reprise-$$verb.1 || exit 1; done
+
+install: $(BUILD)/reprise man
 	install -D -m 755 $(BUILD)/reprise $(DESTDIR)$(PREFIX)/bin/reprise
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(BUILD)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 
 clean:
 	rm -rf build build-*
