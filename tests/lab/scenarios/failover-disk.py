@@ -65,6 +65,8 @@ def lose_the_standby(lab, pair, guest):
 def one_round(lab, pair, guest):
     old = pair.primary
     guest.must_write(lab.random.randint(10, 300))
+    # A busy machine may have made the two miss each other; who dies unprotected is not taken over, and that is right.
+    lab.wait_until(lambda: protected(pair), 120, "the guest is protected")
     pair.guest.job.kill()
     pair.taken_over()
     blocks = guest.disk_must_agree()
