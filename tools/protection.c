@@ -293,6 +293,9 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
                                              "cuts-put-off", (json_int_t)e->cuts_put_off));
     json_object_set_new(o, "sync", json_pack("{s:I, s:I, s:i}", "ram-bytes", (json_int_t)e->ram_bytes, "looked-at-bytes",
                                              (json_int_t)e->done_bytes, "passes", (int)e->passes));
+    if (e->disk_sync_bytes || e->disk_bytes)
+        json_object_set_new(o, "disks", json_pack("{s:I, s:I, s:I}", "copy-bytes", (json_int_t)e->disk_sync_bytes, "copied-bytes",
+                                                  (json_int_t)e->disk_done_bytes, "sent-bytes", (json_int_t)e->disk_bytes));
     json_object_set_new(o, "codecs", codecs(&e->encode));
     json_object_set_new(o, "unchanged-pages", json_integer((json_int_t)atomic_load(&e->encode.unchanged)));
     json_object_set_new(o, "memory-bytes", json_integer((json_int_t)e->arena_bytes));

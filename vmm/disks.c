@@ -512,6 +512,9 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
 {
     uint64_t left = 0;
 
+    *out = (struct rp_disk_progress){0};
+    if (d->ndisks == 0)     /* constant by now; asked before every cut */
+        return;
     pthread_mutex_lock(d->lock);
     for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next))
         left += g->lacking * RP_DISKS_BLOCK_BYTES;
