@@ -64,6 +64,13 @@ static void set_lacking(struct rp_guard *g, uint64_t first, uint64_t last, bool 
     }
 }
 
+static void lack_all(struct rp_guard *g)
+{
+    memset(g->lacks, 0xff, g->blocks / 64 * sizeof(*g->lacks));
+    g->lacks[g->blocks / 64] = (1ull << g->blocks % 64) - 1;
+    g->lacking = g->blocks;
+}
+
 static bool lacks(const struct rp_guard *g, uint64_t block)
 {
     return block < g->blocks && g->lacks[block / 64] >> block % 64 & 1;
@@ -460,7 +467,7 @@ static void begin_copy(struct rp_disks *d, const struct rp_disk_base *have)
     for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
         rp_disk_put_sync(&d->log, g->number, g->lower->size_bytes, &from);
         if (!rest)
-            set_lacking(g, 0, g->blocks - 1, true);
+            lack_all(g);
         g->scan = 0;
         d->sync_bytes += g->lacking * RP_DISKS_BLOCK_BYTES;
     }
