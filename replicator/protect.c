@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define SWITCH_GRACE_MS 3000
+#define SWITCH_GRACE_MS 8000    /* for the standby to have the lease (which may have to run out first), to enter, and to say so */
 
 struct rp_protect {
     struct rp_source *src;

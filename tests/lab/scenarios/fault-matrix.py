@@ -123,6 +123,16 @@ class Matrix:
         self.protected_again()
         self.without_standby()
 
+    def primary_recovers(self, fault):
+        """Protected in the end, whether a connection was made again within the session or a session was lost."""
+        self.armed_primary(fault)
+        self.stand_by()
+        self.pair.primary.run(f"{self.pair.protect_command()} --no-wait", timeout_s=60)
+        self.lab.wait_until(lambda: self.figures().get("state") == "protected", 180, "the guest is protected")
+        self.load.must_advance(60, 180)
+        self.lab.wait_until(lambda: self.figures().get("state") == "protected", 180, "the guest is still protected, or again")
+        self.without_standby()
+
     def primary_unharmed(self, fault):
         """The failure is of no consequence."""
         self.armed_primary(fault)
@@ -168,9 +178,9 @@ CASES = [
     ("load-section", 1, "failed_switch"), ("takeover-claimed", 1, "failed_switch"), ("takeover-entered", 1, "failed_switch"),
     ("takeover-claimed", "1:kill", "failed_switch"), ("takeover-entered", "1:kill", "failed_switch"),
     ("takeover-runs", "1:stall", "late_word"), ("lease-acquire", 1, "late_takeover"),
-    ("link-hello", 1, "primary_error"), ("link-lane", 1, "primary_error"), ("cut", 20, "primary_error"),
+    ("link-hello", 1, "primary_error"), ("link-lane", 1, "primary_recovers"), ("cut", 20, "primary_error"),
     ("link-record", 3, "primary_error"), ("link-epoch-end", 1, "primary_error"), ("link-epoch-end", 30, "primary_error"),
-    ("link-heartbeat", 10, "primary_error"),
+    ("link-heartbeat", 10, "primary_recovers"),
     ("link-ack-recv", 20, "primary_unharmed"), ("lease-renew", 20, "primary_unharmed"),
     ("cut", 100, "primary_death"), ("link-record", 400, "primary_death"), ("link-epoch-end", 100, "primary_death"),
     ("link-ack-recv", 100, "primary_death"), ("link-heartbeat", 60, "primary_death"), ("lease-renew", 90, "primary_death"),
