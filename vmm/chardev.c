@@ -187,12 +187,12 @@ static int open_unix(struct rp_chardev *c, const char *path, const char *what, s
         return fail(what, path, errno, err);
     if (bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0) {
         /* A socket that nobody listens on is a dead process's: take it over. */
-        int probe = errno == EADDRINUSE ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+        int e = errno, probe = e == EADDRINUSE ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
         bool dead = probe >= 0 && connect(probe, (const struct sockaddr *)&a, sizeof a) != 0 && errno == ECONNREFUSED;
         if (probe >= 0)
             close(probe);
         if (!dead || unlink(path) != 0 || bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
-            return fail(what, path, EADDRINUSE, err);
+            return fail(what, path, e, err);
     }
     memcpy(c->path, a.sun_path, sizeof c->path);
     if (listen(c->listener, 1) != 0)

@@ -232,7 +232,7 @@ static int open_file(struct raw *r, const struct rp_disk_config *cfg, struct rp_
     if (cfg->path) {
         r->fd = open(cfg->path, (cfg->readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC);
         if (r->fd < 0)
-            return rp_error_set(err, errno, "disk %s: %m%s", cfg->path,
+            return rp_error_exit(err, RP_EXIT_USAGE, errno, "disk %s: %m%s", cfg->path,
                                 errno == EACCES && !cfg->readonly ? " (for writing; ro attaches it read-only)" : "");
         return 0;
     }

@@ -36,7 +36,7 @@ def command(monitor, append, options="--rng off --balloon off"):
 
 
 def start_times(lab, a, comparison):
-    end = {"reprise": "run=0 end=off", "qemu": "run=0 end=exit"}
+    end = {"reprise": "run=1us end=off", "qemu": "run=1us end=exit"}
     for _ in range(2):
         for monitor in comparison.monitors:
             script = TIMES.format(rounds=lab.word("rounds", 8), command=command(monitor, end[monitor]))
