@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""The dirtier guest protected by Reprise and by Debian QEMU's COLO, one after the other, on this host: what protection costs it.
+
+    pair.py BUILD [monitors=reprise,colo] [transports=unix,tcp] [rates=1000,50000] [seconds=5] [ram=64] [ws=32] [epoch=20] [gap=500]
+
+Each case: a primary and a standby, `seconds` of protected running, then the primary is killed. Prints one line of JSON per case: pauses as
+the guest's own gap meter sees them (gaps longer than `gap` us), its progress, epochs and, for Reprise, the engine's figures. RAM and working
+set in MiB, the epoch in ms. Needs /dev/kvm (tests/lab/scenarios/bench-colo.py brings one).
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from qmp import Qmp, QmpError       # noqa: E402  (beside this file, in the lab's package or copied with it)
+
+PATIENCE_S = 60
+STDNULL = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+
+
+def until(condition, what):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise TimeoutError(what)
+
+
+class Case:
+    """One monitor's pair: started, measured, and its primary killed."""
+
+    def __init__(self, build, words, transport, rate, number):
+        self.build, self.words, self.transport, self.rate = build, words, transport, rate
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="pair-"))
+        self.environment = dict(os.environ, REPRISE_RUNTIME_DIR=str(self.directory))
+        self.port = 23000 + number
+        self.processes = []
+        self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill=random gap={words['gap']}us"
+
+    def start(self, *command):
+        log = open(self.directory / f"{len(self.processes)}.log", "wb")
+        process = subprocess.Popen([str(word) for word in command], env=self.environment, stderr=log, **STDNULL)
+        self.processes.append(process)
+        return process
+
+    def logs(self):
+        return "".join(path.read_text(errors="replace")[-600:] for path in sorted(self.directory.glob("*.log")))
+
+    def probe(self, process):
+        out = subprocess.run([self.build / "tests/tools/guest-probe", "-p", str(process.pid)], capture_output=True, text=True, check=False)
+        return dict(line.split(" ", 1) for line in out.stdout.splitlines() if " " in line)
+
+    def runs(self, process):
+        return self.probe(process).get("state") == "running"
+
+    def measure(self, primary):
+        before, began = self.probe(primary), time.monotonic()
+        cpu = self.cpu()
+        time.sleep(self.words["seconds"])
+        after, took = self.probe(primary), time.monotonic() - began
+        iterations = int(after["vcpu0.iterations"]) - int(before["vcpu0.iterations"])
+        return {"pages_s": iterations / took, "asked": self.rate, "gaps_s": (int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])) / took,
+                "gap_p50_ms": float(after.get("vcpu0.gap_p50_us", 0)) / 1e3, "gap_p99_ms": float(after.get("vcpu0.gap_p99_us", 0)) / 1e3,
+                "gap_share": (float(after["vcpu0.gap_sum_us"]) - float(before["vcpu0.gap_sum_us"])) / took / 1e6,
+                "cpu": (self.cpu() - cpu) / took}
+
+    def cpu(self):
+        """Seconds of CPU of all processes of the pair, the guest's included."""
+        ticks = 0
+        for process in self.processes:
+            fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def heartbeat(self, process):
+        return int(self.probe(process).get("vcpu0.heartbeat", 0))
+
+    def fail_over(self, primary, standby, told):
+        """Kills the primary; seconds until the guest at the standby moves. `told`: what tells the standby, COLO detects nothing."""
+        primary.send_signal(signal.SIGKILL)
+        primary.wait()
+        killed = time.monotonic()
+        told()
+        begin = until(lambda: self.heartbeat(standby), "the standby has the guest")
+        until(lambda: self.heartbeat(standby) > begin, "the guest runs at the standby")
+        return (time.monotonic() - killed) * 1e3
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Reprise(Case):
+    def run(self):
+        uri = f"unix:{self.directory}/link" if self.transport == "unix" else f"tcp://127.0.0.1:{self.port}"
+        command = self.build / "reprise"
+        standby = self.start(command, "standby", "--listen", uri, "--name", "there", "--lease", "none", "--serial", "null")
+        primary = self.start(command, "run", "--name", "here", "--memory", f"{self.words['ram']}M", "--kernel", self.build / "guests/dirtier.elf",
+                             "--append", self.append, "--rng", "off", "--balloon", "off", "--populate", "--serial", "null")
+        until(lambda: self.runs(primary), "the guest runs")
+        bare = self.measure(primary)
+        said = subprocess.run([command, "protect", "here", uri, "--lease", "none", "--epoch", f"{self.words['epoch']}ms", "--heartbeat", "200ms"],
+                              env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        if said.returncode:
+            raise RuntimeError(said.stderr)
+        time.sleep(1)
+        first = self.status()
+        figures = self.measure(primary)
+        last = self.status()
+        figures.update(unprotected_pages_s=bare["pages_s"], status=last,
+                       epochs_s=(self.committed(last) - self.committed(first)) / self.words["seconds"])
+        figures["failover_ms"] = self.fail_over(primary, standby, lambda: None)
+        return figures
+
+    def status(self):
+        out = subprocess.run([self.build / "reprise", "status", "here", "--json"], env=self.environment, capture_output=True, text=True, check=False)
+        return json.loads(out.stdout)
+
+    @staticmethod
+    def committed(status):
+        return status.get("protect", {}).get("committed", 0)
+
+
+class Colo(Case):
+    def monitor(self, role, *more):
+        return self.start("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-M", "microvm,pit=off,rtc=on,memory-backend=ram",
+                          "-object", f"memory-backend-memfd,id=ram,size={self.words['ram']}M,share=on,prealloc=on", "-m", self.words["ram"],
+                          "-nodefaults", "-display", "none", "-no-reboot", "-qmp", f"unix:{self.directory}/{role}.qmp,server=on,wait=off",
+                          "-kernel", self.build / "guests/dirtier.elf", "-append", self.append, *more)
+
+    def run(self):
+        uri = f"unix:{self.directory}/link" if self.transport == "unix" else f"tcp:127.0.0.1:{self.port}"
+        standby = self.monitor("standby", "-incoming", uri)
+        primary = self.monitor("primary")
+        there, here = (Qmp(self.directory / f"{role}.qmp") for role in ("standby", "primary"))
+        until(lambda: self.runs(primary), "the guest runs")
+        bare = self.measure(primary)
+        for end in (there, here):
+            end.command("migrate-set-capabilities", capabilities=[{"capability": "x-colo", "state": True}])
+        here.command("migrate-set-parameters", x_checkpoint_delay=self.words["epoch"], max_bandwidth=10 << 30)
+        here.command("migrate", uri=uri)
+        until(lambda: here.command("query-migrate").get("status") == "colo", "COLO is on")
+        time.sleep(1)
+        figures = self.measure(primary)
+        # It counts no checkpoints: each is one gap of the guest, at least.
+        figures.update(unprotected_pages_s=bare["pages_s"], unprotected_gaps_s=bare["gaps_s"], epochs_s=figures["gaps_s"])
+        figures["failover_ms"] = self.fail_over(primary, standby, lambda: there.command("x-colo-lost-heartbeat"))
+        return figures
+
+
+def main(arguments):
+    build = pathlib.Path(arguments[0]).resolve()
+    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20, "gap": 500}
+    for word in arguments[1:]:
+        key, _, value = word.partition("=")
+        words[key] = type(words[key])(value)
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        print("pair.py: /dev/kvm is not here: tests/lab/run bench-colo has one", file=sys.stderr)
+        return 4
+    number = 0
+    for transport in words["transports"].split(","):
+        for rate in map(int, words["rates"].split(",")):
+            for monitor in words["monitors"].split(","):
+                number += 1
+                case = {"reprise": Reprise, "colo": Colo}[monitor](build, words, transport, rate, number)
+                try:
+                    figures = case.run()
+                except (TimeoutError, RuntimeError, QmpError, KeyError, subprocess.TimeoutExpired) as error:
+                    figures = {"failed": f"{type(error).__name__}: {error}", "log": case.logs()}
+                finally:
+                    case.end()
+                print(json.dumps({"monitor": monitor, "transport": transport, "asked": rate, **figures}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""What protection costs the dirtier guest: Reprise beside Debian QEMU's COLO, in one host, unix socket and TCP; ratios.
+
+tests/bench/pair.py's words: rates=1000,20000 (pages/s asked), seconds=5, transports=unix,tcp, monitors=reprise,colo, epoch=20 (ms). A host's KVM
+is emulated, twenty times slower than a real one: ratios count, and rates are scaled down (a native machine: make bench).
+"""
+import json
+import pathlib
+import shutil
+
+TIMEOUT_S = 900
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROWS = (("gap_p50_ms", "pause p50, ms", False), ("gap_p99_ms", "pause p99, ms", False), ("pages_s", "guest progress, pages/s", True),
+        ("epochs_s", "committed epochs/s", True), ("failover_ms", "kill to running, ms", False), ("cpu", "CPU of the pair, cores", False))
+
+
+def run(lab):
+    lab.need_reprise("run", "standby", "protect", "status")
+    (a,) = lab.hosts("a", cpus=2)
+    for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/lab/lab/qmp.py"):
+        shutil.copy(path, lab.shared / path.name)
+    words = [f"{key}={lab.word(key, value)}" for key, value in (("rates", "1000,20000"), ("seconds", 5), ("transports", "unix,tcp"),
+                                                                ("monitors", "reprise,colo"), ("epoch", 20), ("gap", 1000))]
+    output = a.run(f"python3 /mnt/shared/pair.py /mnt/build {' '.join(words)}", timeout_s=800).output
+    cases = {}
+    for line in output.splitlines():
+        lab.log(line)
+        case = json.loads(line)
+        cases.setdefault((case["transport"], case["asked"]), {})[case["monitor"]] = case
+    for (transport, asked), both in cases.items():
+        ours, theirs = both.get("reprise", {}), both.get("colo", {})
+        for key, what, more_is_better in ROWS:
+            if not ours.get(key) or not theirs.get(key):
+                continue
+            ratio = ours[key] / theirs[key] if more_is_better else theirs[key] / ours[key]
+            lab.log(f"x{ratio:.2f}  {transport}, {asked} pages/s, {what}: reprise {ours[key]:.2f}, COLO {theirs[key]:.2f}")
+    failed = [f"{case['monitor']} {case['transport']} {case['asked']}: {case['failed']}" for both in cases.values()
+              for case in both.values() if "failed" in case]
+    lab.check(not failed, "; ".join(failed))
