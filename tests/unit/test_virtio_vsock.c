@@ -95,7 +95,8 @@ static void post(uint16_t op, uint32_t sport, uint32_t dport, uint32_t flags, co
     rp_st32(p + 32, flags);
     rp_st32(p + 36, 64u << 10);
     rp_st32(p + 40, 0);
-    memcpy(p + HEADER, data, len);
+    if (len)
+        memcpy(p + HEADER, data, len);
     drv_post(&drv, TX, s, len ? 2 : 1);
     drv_kick(&drv, TX);
     cr_assert(drv_done(&drv, TX, WAIT_MS, &head, &done));
