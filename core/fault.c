@@ -14,7 +14,7 @@ enum action { ACT_ERROR, ACT_KILL, ACT_STALL };
 /* One armed point per process: RP_FAULT names it. armed: -1 not read yet, 0 none, else the point. */
 static _Atomic int armed = -1;
 static _Atomic long left;
-static enum action action;
+static _Atomic int action;   /* enum action; tests arm points while other threads run */
 
 static const struct { int point; const char *name; } points[] = {
 #define X(n, id, name) {n, name},
@@ -34,7 +34,7 @@ void rp_fault_reload(void)
                 point = points[i].point;
     if (env && *env && !point)
         rp_log(RP_LOG_ERROR, "RP_FAULT=%s: no such fault point", env);
-    action = strcmp(act, "kill") == 0 ? ACT_KILL : strcmp(act, "stall") == 0 ? ACT_STALL : ACT_ERROR;
+    atomic_store(&action, strcmp(act, "kill") == 0 ? ACT_KILL : strcmp(act, "stall") == 0 ? ACT_STALL : ACT_ERROR);
     atomic_store(&left, nth);
     atomic_store(&armed, point);
 }
@@ -48,9 +48,9 @@ bool rp_fault(enum rp_fault_point point)
     }
     if (a != (int)point || atomic_fetch_sub(&left, 1) != 1)
         return false;
-    if (action == ACT_KILL)
+    if (atomic_load(&action) == ACT_KILL)
         kill(getpid(), SIGKILL);
-    if (action == ACT_STALL) {
+    if (atomic_load(&action) == ACT_STALL) {
         sleep(1);
         return false;
     }
