@@ -25,8 +25,7 @@ def start(lab, host, client):
 
 def history(pair):
     """The VM's events, oldest first; they have travelled with it."""
-    answer = pair.primary.run(f"reprise history {pair.guest.name} --json", check=False)
-    return json.loads(answer.output) if answer.rc == 0 else []
+    return json.loads(pair.primary.run(f"reprise history {pair.guest.name} --json").output)
 
 
 def protection(pair):
@@ -59,12 +58,12 @@ def timeline(lab, events, died, samples):
     return marks
 
 
-STEPS = {"PROTECT_LOST": "the standby misses the primary", "LEASE_HELD": "the standby holds the lease", "ENTERED": "the newest epoch is entered",
-         "RESUME": "the VM runs on the standby"}
+STEPS = {"PRIMARY_LOST": "the standby misses the primary", "ENTERED": "it holds the lease, and the newest epoch is entered",
+         "RESUME": "the VM runs on the standby", "TAKEN_OVER": "it has taken over"}
 
 
 def run(lab):
-    lab.need_reprise("run", "standby", "protect", "status")
+    lab.need_reprise("run", "standby", "protect", "status", "history")
     a, b = lab.hosts("a", "b")
     client = lab.client()
     lab.record(snap_bytes=64)
