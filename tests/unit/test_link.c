@@ -151,6 +151,7 @@ Test(link, INV2_the_primary_dies)
     do {
         usleep(100000);
         rp_engine_stats(e, &stats);
+        cr_assert_neq(stats.state, RP_ENGINE_FAILED, "the run ended before it was to");
     } while (stats.committed < 3);
     sink->ops->cancel(sink);        /* every connection ends at once, as when a process is killed */
     pthread_join(s.thread, NULL);
