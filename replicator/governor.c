@@ -177,7 +177,7 @@ void rp_governor_look(struct rp_governor *g, const struct rp_sample *s)
     } else {
         lower_throttle(g, s);
     }
-    if (lost(g, s, g->eased_ns == s->now_ns))
+    if (lost(g, s, overflow))
         g->pressure = RP_PRESSURE_LOST;
     else if (g->throttle)
         g->pressure = RP_PRESSURE_THROTTLED;

@@ -8,7 +8,8 @@
  *   LONGER      the engine uses more CPU than the goal allows, or epochs wait for their commit
  *   THROTTLED   the guest dirties more between two cuts than the arena can take, or longer epochs were not enough
  *               (never because of a sink that is stuck: a slower guest does not help it, and memory is bounded as it is)
- *   LOST        for goal.stall_ns the sink has taken and committed nothing, or no cut came about although the throttle is at its end
+ *   LOST        for goal.stall_ns the sink has taken and committed nothing, or more was dirty than fits into a cut although the
+ *               throttle is at its end (epochs that wait for their commit but travel are waited for)
  *
  * Pure: time and measurements come in as arguments. The engine asks every RP_GOVERNOR_NS, and at once when a cut was put off.
  */

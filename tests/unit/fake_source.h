@@ -29,6 +29,7 @@ struct fake {
     uint32_t seed;
     unsigned bytes, burst, pause_us;
     _Atomic uint64_t released;
+    _Atomic unsigned throttle;      /* percent of its time that the guest has to stand still */
     unsigned harvests;
     uint64_t written_bytes;         /* guest thread; read after it has ended */
 };
@@ -44,6 +45,7 @@ static void *guest_main(void *arg)
 {
     struct fake *f = arg;
     while (!atomic_load(&f->quit)) {
+        uint64_t began_ns = rp_clock_ns();
         pthread_mutex_lock(&f->run);
         while (f->stand)
             pthread_cond_wait(&f->go, &f->run);
@@ -62,6 +64,9 @@ static void *guest_main(void *arg)
         }
         pthread_mutex_unlock(&f->run);
         usleep(f->pause_us);
+        uint64_t percent = atomic_load(&f->throttle);
+        if (percent)
+            usleep((unsigned)((rp_clock_ns() - began_ns) / 1000 * percent / (100 - percent)));
     }
     return NULL;
 }
@@ -117,7 +122,7 @@ static int fake_resume(struct rp_source *s, struct rp_error *err)
 static void fake_release(struct rp_source *s, uint64_t epoch) { atomic_store(&((struct fake *)s)->released, epoch); }
 static void fake_gate(struct rp_source *s, bool hold) { (void)s; (void)hold; }
 static int fake_output_fd(struct rp_source *s) { (void)s; return -1; }
-static void fake_throttle(struct rp_source *s, unsigned percent) { (void)s; (void)percent; }
+static void fake_throttle(struct rp_source *s, unsigned percent) { atomic_store(&((struct fake *)s)->throttle, percent < 99 ? percent : 99); }
 
 static const struct rp_source_ops fake_ops = {
     .name = "fake", .describe = fake_describe, .track_start = fake_track, .track_stop = fake_untrack,

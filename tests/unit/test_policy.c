@@ -291,3 +291,16 @@ Test(governor, INV5_a_guest_that_cannot_be_protected_is_not_slowed_for_ever)
     cr_assert(n >= 30 && n < 50, "%u periods", n);
     cr_assert(strstr(w.g.why_lost, "at 50 % throttle"), "%s", w.g.why_lost);
 }
+
+/* The link is slow, the throttle at its end, and epochs wait: but what is in flight travels, so its commit will come. */
+Test(governor, INV5_a_slow_commit_is_waited_for)
+{
+    struct world w = world((struct rp_goal){.epoch_ns = 20 * MS, .stall_ns = 3000 * MS, .throttle_max = 50});
+    stuck = true;
+    w.s.oldest_cut_ns = T0;
+    for (unsigned n = 0; n < 300; n++) {
+        period(&w, 10, true);
+        cr_assert_neq(w.g.pressure, RP_PRESSURE_LOST, "after %u periods: %s", n, w.g.why_lost);
+    }
+    cr_assert_eq(w.g.throttle, 50);
+}
