@@ -54,13 +54,17 @@ static int fail(const struct rp_vcpu *v, const char *what, struct rp_error *err)
 
 /* --- which MSRs are state --- */
 
+/* struct kvm_msrs and struct kvm_msr_list with room for what follows them. */
+struct msrs { uint32_t nmsrs, pad; struct kvm_msr_entry e[RP_VCPU_MSRS_MAX]; };
+struct one_msr { uint32_t nmsrs, pad; struct kvm_msr_entry e[1]; };
+struct msr_indices { uint32_t nmsrs, index[1024]; };
+_Static_assert(offsetof(struct msrs, e) == sizeof(struct kvm_msrs) && offsetof(struct one_msr, e) == sizeof(struct kvm_msrs)
+               && offsetof(struct msr_indices, index) == sizeof(struct kvm_msr_list), "as KVM lays them out");
+
 struct rp_msr_list {
     uint32_t n;                     /* without the two below */
     bool deadline, tsc_offset;      /* has MSR_TSC_DEADLINE; has the TSC offset attribute */
-    struct {
-        struct kvm_msrs head;
-        struct kvm_msr_entry e[RP_VCPU_MSRS_MAX];
-    } template;
+    struct msrs template;
 };
 
 static bool in(uint32_t x, uint32_t first, uint32_t last)
@@ -84,14 +88,14 @@ static bool excluded(uint32_t x)
 
 static bool round_trips(const struct rp_vcpu *v, uint32_t index)
 {
-    struct { struct kvm_msrs head; struct kvm_msr_entry e[1]; } m = {.head.nmsrs = 1, .e[0].index = index};
+    struct one_msr m = {.nmsrs = 1, .e[0].index = index};
 
     return ioctl(v->fd, KVM_GET_MSRS, &m) == 1 && ioctl(v->fd, KVM_SET_MSRS, &m) == 1;
 }
 
 int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
 {
-    struct { struct kvm_msr_list head; uint32_t index[1024]; } all = {.head.nmsrs = 1024};
+    struct msr_indices all = {.nmsrs = 1024};
     struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET};
     struct rp_msr_list *l = calloc(1, sizeof *l);
 
@@ -101,12 +105,12 @@ int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
         free(l);
         return rp_error_set(err, errno, "KVM_GET_MSR_INDEX_LIST: %m");
     }
-    for (uint32_t i = 0; i < all.head.nmsrs && l->n < RP_VCPU_MSRS_MAX - 1; i++) {
+    for (uint32_t i = 0; i < all.nmsrs && l->n < RP_VCPU_MSRS_MAX - 1; i++) {
         if (!excluded(all.index[i]) && round_trips(&g->v[0], all.index[i]))
             l->template.e[l->n++].index = all.index[i];
         l->deadline |= all.index[i] == MSR_TSC_DEADLINE;
     }
-    l->template.head.nmsrs = l->n;
+    l->template.nmsrs = l->n;
     l->tsc_offset = ioctl(g->v[0].fd, KVM_HAS_DEVICE_ATTR, &attr) == 0;
     rp_msr_list_free(g->msrs);
     g->msrs = l;
@@ -198,18 +202,18 @@ static int save_fpu(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error 
 static int save_msrs(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error *err)
 {
     const struct rp_msr_list *l = v->gang->msrs;
-    struct { struct kvm_msrs head; struct kvm_msr_entry e[RP_VCPU_MSRS_MAX]; } m;
+    struct msrs m;
     int rc;
 
-    memcpy(&m, &l->template, sizeof m.head + l->n * sizeof m.e[0]);
+    memcpy(&m, &l->template, offsetof(struct msrs, e) + l->n * sizeof m.e[0]);
     if (l->deadline)
-        m.e[m.head.nmsrs++].index = MSR_TSC_DEADLINE;
+        m.e[m.nmsrs++].index = MSR_TSC_DEADLINE;
     rc = ioctl(v->fd, KVM_GET_MSRS, &m);
     if (rc < 0)
         return fail(v, "KVM_GET_MSRS", err);
-    if ((uint32_t)rc != m.head.nmsrs)
+    if ((uint32_t)rc != m.nmsrs)
         return rp_error_set(err, EIO, "vcpu %u: MSR 0x%x can no longer be read", v->index, m.e[rc].index);
-    o->nmsrs = m.head.nmsrs;
+    o->nmsrs = m.nmsrs;
     for (uint32_t i = 0; i < o->nmsrs; i++)
         o->msrs[i] = (struct rp_msr_state){.index = m.e[i].index, .value = m.e[i].data};
     return 0;
@@ -224,7 +228,7 @@ static int save_tsc_offset(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp
 {
     struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET,
                                    .addr = (uint64_t)(uintptr_t)&o->tsc};
-    struct { struct kvm_msrs head; struct kvm_msr_entry e[1]; } m = {.head.nmsrs = 1, .e[0].index = MSR_TSC};
+    struct one_msr m = {.nmsrs = 1, .e[0].index = MSR_TSC};
 
     if (v->gang->msrs->tsc_offset)
         return ioctl(v->fd, KVM_GET_DEVICE_ATTR, &attr) == 0 ? 0 : fail(v, "KVM_VCPU_TSC_OFFSET", err);
@@ -324,8 +328,8 @@ static int load_fpu(struct rp_vcpu *v, const struct rp_vcpu_state *o, struct rp_
 
 static int set_msr(struct rp_vcpu *v, uint32_t index, uint64_t value, struct rp_error *err)
 {
-    struct { struct kvm_msrs head; struct kvm_msr_entry e[1]; } m = {
-        .head.nmsrs = 1, .e[0] = {.index = index, .data = value}};
+    struct one_msr m = {
+        .nmsrs = 1, .e[0] = {.index = index, .data = value}};
 
     if (ioctl(v->fd, KVM_SET_MSRS, &m) != 1)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "vcpu %u: KVM refuses MSR 0x%x = 0x%llx", v->index, index,

@@ -37,7 +37,7 @@ static unsigned number(char **argv, const char *name, unsigned otherwise)
     return text ? (unsigned)strtoul(text, NULL, 10) : otherwise;
 }
 
-static void die(const char *what, const struct rp_error *err)
+__attribute__((noreturn)) static void die(const char *what, const struct rp_error *err)
 {
     printf("failed %s: %s\n", what, err->text);
     exit(1);
