@@ -8,11 +8,9 @@
 #include "replicator/engine.h"
 #include "replicator/frame.h"
 #include "replicator/gather.h"
-#include "replicator/link.h"
-#include "tests/unit/fake_source.h"
+#include "tests/unit/fake_standby.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <sys/socket.h>
 
 TestSuite(lanes, .timeout = 120);
@@ -353,33 +351,11 @@ Test(lanes, INV4_a_gap_does_not_fill_memory)
 
 struct pair {
     struct fake f;
-    struct rp_ram_view ram;
-    struct rp_image *image;
-    struct rp_link_recv *recv;
-    struct rp_link_outcome outcome;
-    struct rp_uri uri, spare;
-    pthread_t thread;
+    struct standby standby;
     struct rp_events *events;
     struct rp_sink *sink;
     struct rp_engine *e;
 };
-
-static int pair_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
-{
-    struct pair *p = ctx;
-    (void)h, (void)err;
-    view_init(&p->ram);
-    *out = p->ram;
-    return 0;
-}
-
-static void *serve_main(void *arg)
-{
-    struct pair *p = arg;
-    struct rp_error err = {0};
-    cr_assert_eq(rp_link_serve(p->recv, &p->outcome, &err), 0, "%s", err.text);
-    return NULL;
-}
 
 static void set_fault(const char *text)
 {
@@ -397,26 +373,17 @@ static void pair_start_to(struct pair *p, unsigned lanes, bool spare, const char
 {
     struct rp_error err = {0};
     char text[100];
-    const char *rdma = getenv("RP_RDMA_ADDRESS");
+    bool rdma = spare && !primary_scheme && getenv("RP_RDMA_ADDRESS");
     memset(p, 0, sizeof(*p));
-    if (primary_scheme)
-        rdma = NULL;
-    snprintf(text, sizeof(text), "%s://%s:%d", rdma && spare ? "rdma" : "tcp", rdma ? rdma : "127.0.0.1", 20000 + getpid() % 20000);
-    cr_assert_eq(rp_uri_parse(text, &p->uri, &err), 0);
-    struct rp_image_ops ops = {.ctx = p, .ram = pair_ram};
-    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &p->image, &err), 0);
-    struct rp_listener *l;
-    cr_assert_eq(rp_listen(&p->uri, &l, &err), 0, "%s", err.text);
-    struct rp_link_recv_config rc = {.vm_name = "fake", .image = p->image, .timeout_ms = 20000};
-    cr_assert_eq(rp_link_recv_create(l, &rc, &p->recv, &err), 0);
-    pthread_create(&p->thread, NULL, serve_main, p);
+    standby_start(&p->standby, rdma ? "rdma" : "tcp", "", 20000);
+    p->standby.says = STANDBY_RUNS;
     cr_assert_eq(rp_events_create(64, &p->events), 0);
     fake_start(&p->f, 64, 10, 300);
-    struct rp_link_config cfg = {.uri = p->uri, .vm_name = "fake", .lanes = lanes, .timeout_ms = 20000, .connect_ms = 10000,
-                                 .have_spare = spare, .spare = p->uri, .events = p->events};
+    struct rp_link_config cfg = {.uri = p->standby.uri, .vm_name = "fake", .lanes = lanes, .timeout_ms = 20000, .connect_ms = 10000,
+                                 .have_spare = spare, .spare = p->standby.uri, .events = p->events};
     cfg.spare.scheme = RP_URI_TCP;
     if (primary_scheme) {
-        snprintf(text, sizeof(text), "%s://127.0.0.1:%s", primary_scheme, p->uri.port);
+        snprintf(text, sizeof(text), "%s://127.0.0.1:%s", primary_scheme, p->standby.uri.port);
         cr_assert_eq(rp_uri_parse(text, &cfg.uri, &err), 0);
         cfg.have_spare = false;
     }
@@ -465,14 +432,6 @@ static void await_event(struct pair *p, const char *name)
     }
 }
 
-static void *say_running(void *arg)
-{
-    struct pair *p = arg;
-    struct rp_error err = {0};
-    cr_assert_eq(rp_link_recv_running(p->recv, 10000, &err), 0, "%s", err.text);
-    return NULL;
-}
-
 /* The last epoch, and the proof: the image is the source. */
 static void pair_end(struct pair *p)
 {
@@ -482,13 +441,11 @@ static void pair_end(struct pair *p)
     rp_engine_finish(p->e);
     cr_assert_eq(rp_engine_wait(p->e, &err), 0, "%s", err.text);
     cr_assert_eq(rp_link_sink_bye(p->sink, RP_BYE_FINAL, committed(p), &err), 0, "%s", err.text);
-    pthread_join(p->thread, NULL);
-    cr_assert_eq(p->outcome.end, RP_LINK_FINAL, "%s", p->outcome.why.text);
-    cr_assert_eq(memcmp(p->f.ram.base, p->ram.base, PAGES * RP_PAGE_SIZE), 0, "the standby's image is not the source");
-    pthread_t sayer;
-    pthread_create(&sayer, NULL, say_running, p);
     cr_assert_eq(rp_link_sink_wait_running(p->sink, 10000, &err), 0, "%s", err.text);
-    pthread_join(sayer, NULL);
+    standby_join(&p->standby);
+    cr_assert_eq(p->standby.outcome.end, RP_LINK_FINAL, "%s", p->standby.outcome.why.text);
+    cr_assert_eq(p->standby.answered, 0, "the source has answered that it knows");
+    standby_is(&p->standby, &p->f);
     unsigned n = rp_events_copy(p->events, ev, 64);
     for (unsigned i = 0; i < n; i++)
         printf("epoch %lu: %s %s\n", ev[i].epoch, ev[i].name, ev[i].data);
@@ -500,9 +457,7 @@ static void pair_end(struct pair *p)
     fake_resume(&p->f.base, NULL);
     fake_stop(&p->f);
     rp_events_destroy(p->events);
-    rp_link_recv_destroy(p->recv);
-    rp_image_destroy(p->image);
-    munmap(p->ram.base, PAGES * RP_PAGE_SIZE);
+    standby_free(&p->standby);
 }
 
 static void lose_a_lane(const char *fault)
@@ -603,18 +558,17 @@ Test(lanes, the_last_lane_ends_the_session)
     static struct pair p;
     struct rp_error err = {0};
     pair_start(&p, 1, false);
-    if (p.uri.scheme == RP_URI_RDMA)
+    if (p.standby.uri.scheme == RP_URI_RDMA)
         cr_skip_test("an rdma session has a spare way");
     must_commit(&p, 5);
     arm("link-record:3");
     cr_assert_lt(rp_engine_wait(p.e, &err), 0);
     printf("%s\n", err.text);
     cr_assert(strstr(err.text, "standby") || strstr(err.text, "link"), "%s", err.text);
-    pthread_join(p.thread, NULL);
-    cr_assert_eq(p.outcome.end, RP_LINK_BROKEN);
-    cr_assert_gt(p.outcome.epoch, 0);
-    struct rp_hash128 d = rp_digest_of(&p.ram);
-    cr_assert_eq(d.lo, rp_image_trailer(p.image)->digest_lo);
+    standby_join(&p.standby);
+    cr_assert_eq(p.standby.outcome.end, RP_LINK_BROKEN);
+    cr_assert_gt(p.standby.outcome.epoch, 0);
+    standby_is_whole(&p.standby);
     p.sink->ops->cancel(p.sink);        /* from here on it says nothing to the engine */
     rp_engine_destroy(p.e);
     p.sink->ops->destroy(p.sink);
@@ -648,19 +602,17 @@ static void session_ends(const char *fault, enum rp_link_end how)
     printf("%s: %s\n", fault, err.text);
     cr_assert(*err.text);
     p.sink->ops->cancel(p.sink);
-    pthread_join(p.thread, NULL);
+    standby_join(&p.standby);
     arm(NULL);
-    cr_assert_eq(p.outcome.end, how, "%d: %s", p.outcome.end, p.outcome.why.text);
-    cr_assert_gt(p.outcome.epoch, 0);
-    struct rp_hash128 d = rp_digest_of(&p.ram);
-    cr_assert_eq(d.lo, rp_image_trailer(p.image)->digest_lo, "INV-2: half an epoch");
-    cr_assert_leq(atomic_load(&p.f.released), p.outcome.epoch, "INV-1: outputs of an epoch that nobody holds");
+    cr_assert_eq(p.standby.outcome.end, how, "%d: %s", p.standby.outcome.end, p.standby.outcome.why.text);
+    cr_assert_gt(p.standby.outcome.epoch, 0);
+    standby_is_whole(&p.standby);
+    cr_assert_leq(atomic_load(&p.f.released), p.standby.outcome.epoch, "INV-1: outputs of an epoch that nobody holds");
     rp_engine_destroy(p.e);
     p.sink->ops->destroy(p.sink);
     fake_stop(&p.f);
     rp_events_destroy(p.events);
-    rp_link_recv_destroy(p.recv);
-    rp_image_destroy(p.image);
+    standby_free(&p.standby);
 }
 
 Test(lanes, loss_at_an_epochs_end) { session_ends("link-epoch-end:3", RP_LINK_BROKEN); }
@@ -688,7 +640,7 @@ Test(lanes, loss_before_the_greeting)
     pair_start(&p, 1, false);
     must_commit(&p, 1);
     arm("link-hello:1");
-    struct rp_link_config cfg = {.uri = p.uri, .vm_name = "fake", .connect_ms = 10000};
+    struct rp_link_config cfg = {.uri = p.standby.uri, .vm_name = "fake", .connect_ms = 10000};
     cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0);
     cr_assert(strstr(err.text, "fault point"), "%s", err.text);
     arm(NULL);

@@ -4,72 +4,12 @@
  */
 #include "core/fault.h"
 #include "replicator/engine.h"
-#include "replicator/link.h"
 #include "replicator/protect.h"
-#include "tests/unit/fake_source.h"
+#include "tests/unit/fake_standby.h"
 
-#include <stdio.h>
 #include <sys/socket.h>
 
-struct standby {
-    struct rp_ram_view ram;
-    struct rp_image *image;
-    struct rp_link_recv *recv;
-    struct rp_link_outcome outcome;
-    pthread_t thread;
-    char uri_text[100];
-    struct rp_uri uri;
-};
-
-static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
-{
-    (void)h;
-    (void)err;
-    struct standby *s = ctx;
-    view_init(&s->ram);
-    *out = s->ram;
-    return 0;
-}
-
-static void *standby_main(void *arg)
-{
-    struct standby *s = arg;
-    struct rp_error err = {0};
-    cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
-    return NULL;
-}
-
-static void standby_start(struct standby *s, const char *scheme, const char *key)
-{
-    struct rp_error err = {0};
-    memset(s, 0, sizeof(*s));
-    if (strcmp(scheme, "rdma") == 0 && !getenv("RP_RDMA_ADDRESS"))
-        cr_skip_test("RP_RDMA_ADDRESS names no address of a verbs device (tests/lab/run unit tests=test_link has one)");
-    if (strcmp(scheme, "unix") == 0)
-        snprintf(s->uri_text, sizeof(s->uri_text), "unix:/tmp/rp-link-%d", getpid());
-    else if (strcmp(scheme, "rdma") == 0)
-        snprintf(s->uri_text, sizeof(s->uri_text), "rdma://%s:%d", getenv("RP_RDMA_ADDRESS"), 20000 + getpid() % 20000);
-    else
-        snprintf(s->uri_text, sizeof(s->uri_text), "tcp://127.0.0.1:%d", 20000 + getpid() % 20000);
-    cr_assert_eq(rp_uri_parse(s->uri_text, &s->uri, &err), 0, "%s", err.text);
-    struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
-    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0);
-    struct rp_listener *l;
-    cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
-    struct rp_link_recv_config cfg = {.vm_name = "fake", .image = s->image, .timeout_ms = 1000};
-    cfg.key.len = (uint32_t)strlen(key);
-    memcpy(cfg.key.bytes, key, cfg.key.len);
-    cr_assert_eq(rp_link_recv_create(l, &cfg, &s->recv, &err), 0);
-    pthread_create(&s->thread, NULL, standby_main, s);
-}
-
-static void standby_stop(struct standby *s)
-{
-    rp_link_recv_destroy(s->recv);
-    rp_image_destroy(s->image);
-    if (s->ram.base)
-        munmap(s->ram.base, PAGES * RP_PAGE_SIZE);
-}
+#define TIMEOUT_MS 1000         /* of the standby for its primary */
 
 static int connect_to(struct standby *s, const char *key, unsigned lanes, struct rp_sink **sink, struct rp_error *err)
 {
@@ -84,14 +24,6 @@ static int connect_to(struct standby *s, const char *key, unsigned lanes, struct
 static struct rp_engine_stats stats;
 TestSuite(link, .timeout = 120);
 
-static void *say_running(void *arg)
-{
-    struct standby *s = arg;
-    struct rp_error err = {0};
-    cr_assert_eq(rp_link_recv_running(s->recv, 10000, &err), 0, "%s", err.text);
-    return NULL;
-}
-
 static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, unsigned ms)
 {
     struct fake f;
@@ -99,8 +31,11 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
     struct rp_sink *sink;
     struct rp_engine *e;
     struct rp_error err = {0};
+    if (strcmp(scheme, "rdma") == 0 && !getenv("RP_RDMA_ADDRESS"))
+        cr_skip_test("RP_RDMA_ADDRESS names no address of a verbs device (tests/lab/run unit tests=test_link has one)");
     fake_start(&f, 64, 10, 300);
-    standby_start(&s, scheme, "0123456789abcdef");
+    standby_start(&s, scheme, "0123456789abcdef", TIMEOUT_MS);
+    s.says = STANDBY_RUNS;
     cr_assert_eq(connect_to(&s, "0123456789abcdef", lanes, &sink, &err), 0, "%s", err.text);
     struct rp_engine_config cfg = {.goal.epoch_ns = epoch_ns};
     cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
@@ -111,13 +46,12 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
     rp_engine_stats(e, &stats);
     cr_assert_eq(atomic_load(&f.released), stats.committed);
     cr_assert_eq(rp_link_sink_bye(sink, RP_BYE_FINAL, stats.committed, &err), 0, "%s", err.text);
-    pthread_join(s.thread, NULL);
+    cr_assert_eq(rp_link_sink_wait_running(sink, 10000, &err), 0, "%s", err.text);
+    standby_join(&s);
     cr_assert_eq(s.outcome.end, RP_LINK_FINAL, "%s", s.outcome.why.text);
     cr_assert_eq(s.outcome.epoch, stats.committed);
-    cr_assert_eq(memcmp(f.ram.base, s.ram.base, PAGES * RP_PAGE_SIZE), 0, "the standby's image is not the source");
-    pthread_create(&s.thread, NULL, say_running, &s);       /* it waits until the source knows */
-    cr_assert_eq(rp_link_sink_wait_running(sink, 10000, &err), 0, "%s", err.text);
-    pthread_join(s.thread, NULL);
+    cr_assert_eq(s.answered, 0, "the source has answered that it knows");
+    standby_is(&s, &f);
     printf("%s, %u lanes: %lu epochs in %u ms; commit p50 %.3f p99 %.3f ms; pause p50 %.3f ms\n", scheme, lanes, stats.committed,
            ms, (double)rp_hist_quantile(&stats.commit, 0.5) / 1e6, (double)rp_hist_quantile(&stats.commit, 0.99) / 1e6,
            (double)rp_hist_quantile(&stats.pause, 0.5) / 1e6);
@@ -125,7 +59,7 @@ static void protect_for(const char *scheme, unsigned lanes, uint64_t epoch_ns, u
     rp_engine_destroy(e);
     fake_resume(&f.base, NULL);
     fake_stop(&f);
-    standby_stop(&s);
+    standby_free(&s);
 }
 
 Test(link, unix_one_lane) { protect_for("unix", 1, 1, 1000); }
@@ -143,7 +77,7 @@ Test(link, INV2_the_primary_dies)
     struct rp_engine *e;
     struct rp_error err = {0};
     fake_start(&f, 512, 100, 100);
-    standby_start(&s, "unix", "");
+    standby_start(&s, "unix", "", TIMEOUT_MS);
     cr_assert_eq(connect_to(&s, "", 2, &sink, &err), 0, "%s", err.text);
     struct rp_engine_config cfg = {.goal.epoch_ns = 1000000};
     cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
@@ -154,19 +88,17 @@ Test(link, INV2_the_primary_dies)
         cr_assert_neq(stats.state, RP_ENGINE_FAILED, "the run ended before it was to");
     } while (stats.committed < 3);
     sink->ops->cancel(sink);        /* every connection ends at once, as when a process is killed */
-    pthread_join(s.thread, NULL);
+    standby_join(&s);
     cr_assert_eq(s.outcome.end, RP_LINK_LOST);
     cr_assert_gt(s.outcome.epoch, 0);
-    struct rp_hash128 d = rp_digest_of(&s.ram);
-    cr_assert_eq(d.lo, rp_image_trailer(s.image)->digest_lo);
-    cr_assert_eq(d.hi, rp_image_trailer(s.image)->digest_hi);
+    standby_is_whole(&s);
     rp_engine_stop(e);
     int rc = rp_engine_wait(e, &err);
     (void)rc;
     sink->ops->destroy(sink);
     rp_engine_destroy(e);
     fake_stop(&f);
-    standby_stop(&s);
+    standby_free(&s);
 }
 
 /* The standby goes away: the engine's run fails with a reason, the guest goes on. */
@@ -178,7 +110,7 @@ Test(link, INV5_the_standby_goes_away)
     struct rp_engine *e;
     struct rp_error err = {0};
     fake_start(&f, 512, 100, 100);
-    standby_start(&s, "tcp", "");
+    standby_start(&s, "tcp", "", TIMEOUT_MS);
     cr_assert_eq(connect_to(&s, "", 1, &sink, &err), 0, "%s", err.text);
     struct rp_engine_config cfg = {.goal.epoch_ns = 1000000};
     cr_assert_eq(rp_engine_create(&f.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
@@ -187,12 +119,12 @@ Test(link, INV5_the_standby_goes_away)
     rp_link_cancel(s.recv);
     cr_assert_lt(rp_engine_wait(e, &err), 0);
     cr_assert(strstr(err.text, "standby"), "%s", err.text);
-    pthread_join(s.thread, NULL);
+    standby_join(&s);
     cr_assert_eq(s.outcome.end, RP_LINK_CANCELLED);
     sink->ops->destroy(sink);
     rp_engine_destroy(e);
     fake_stop(&f);
-    standby_stop(&s);
+    standby_free(&s);
 }
 
 Test(link, a_stranger_gets_nowhere)
@@ -200,7 +132,7 @@ Test(link, a_stranger_gets_nowhere)
     struct standby s;
     struct rp_sink *sink;
     struct rp_error err = {0};
-    standby_start(&s, "unix", "0123456789abcdef");
+    standby_start(&s, "unix", "0123456789abcdef", TIMEOUT_MS);
     int rc = connect_to(&s, "another key, sir!", 1, &sink, &err);
     cr_assert_lt(rc, 0);
     cr_assert_eq(err.exit, RP_EXIT_REFUSED, "%s", err.text);
@@ -213,9 +145,8 @@ Test(link, a_stranger_gets_nowhere)
     cr_assert_gt(c->ops->recv(c, answer, sizeof(answer), 2000), 0);    /* a refusal, then the end */
     c->ops->close(c);
     cr_assert_eq(rp_image_epoch(s.image), 0);
-    rp_link_cancel(s.recv);
-    pthread_join(s.thread, NULL);
-    standby_stop(&s);
+    standby_cancel(&s);
+    standby_free(&s);
 }
 
 /* Says HELLO as version 1 would; *answer: what came back, a text at its end. */
@@ -244,7 +175,7 @@ Test(link, strangers_of_every_kind_get_nowhere)
     struct rp_conn *mute;
     char answer[300];
     uint64_t held;
-    standby_start(&s, "unix", "0123456789abcdef");
+    standby_start(&s, "unix", "0123456789abcdef", TIMEOUT_MS);
     struct rp_link_config cfg = {.uri = s.uri, .vm_name = "other", .lanes = 1, .connect_ms = 10000};
     cfg.key.len = 16;
     memcpy(cfg.key.bytes, "0123456789abcdef", 16);
@@ -262,9 +193,9 @@ Test(link, strangers_of_every_kind_get_nowhere)
     cr_assert_eq(connect_to(&s, "0123456789abcdef", 1, &sink, &err), 0, "the primary is served: %s", err.text);
     mute->ops->close(mute);
     sink->ops->destroy(sink);
-    pthread_join(s.thread, NULL);
+    standby_join(&s);
     cr_assert_eq(rp_image_epoch(s.image), 0u);
-    standby_stop(&s);
+    standby_free(&s);
 }
 
 static struct rp_protect_status status;
@@ -290,21 +221,20 @@ Test(link, INV7_protection_comes_back)
     struct rp_error err = {0};
     fake_start(&f, 64, 20, 500);
     cr_assert_eq(rp_events_create(64, &ev), 0);
-    standby_start(&s1, "unix", "");
+    standby_start(&s1, "unix", "", TIMEOUT_MS);
     struct rp_protect_config cfg = {.link = {.uri = s1.uri}, .engine.goal.epoch_ns = 2000000, .retry_ms = 50};
     cr_assert_eq(rp_protect_start(&f.base, ev, &cfg, false, &p, &err), 0);
     cr_assert_eq(rp_protect_wait(p, 10000, &err), 0, "%s", err.text);
     usleep(100000);
-    rp_link_cancel(s1.recv);
-    pthread_join(s1.thread, NULL);
+    standby_cancel(&s1);
     cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
     cr_assert(strstr(status.why, "standby"), "%s", status.why);
-    standby_stop(&s1);
-    standby_start(&s2, "unix", "");
+    standby_free(&s1);
+    standby_start(&s2, "unix", "", TIMEOUT_MS);
     cr_assert_eq(wait_state(p, RP_PROTECT_PROTECTED, 10000), RP_PROTECT_PROTECTED);
     cr_assert_eq(rp_protect_switch(p, 10000, &err) < 0, true);      /* nobody says that it runs: INV-6 */
     cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
-    pthread_join(s2.thread, NULL);
+    standby_join(&s2);
     cr_assert_eq(s2.outcome.end, RP_LINK_FINAL);
     rp_protect_stop(p, RP_PROTECT_FORGET);
     struct rp_event events[64];
@@ -318,5 +248,5 @@ Test(link, INV7_protection_comes_back)
     cr_assert_eq(back, 2);
     rp_events_destroy(ev);
     fake_stop(&f);
-    standby_stop(&s2);
+    standby_free(&s2);
 }

@@ -3,69 +3,16 @@
  * lease) is played by the test, which fails it when it wants to.
  */
 #include "replicator/protect.h"
-#include "tests/unit/fake_source.h"
+#include "tests/unit/fake_standby.h"
 
 #include <errno.h>
-#include <stdio.h>
 
 #define LONG_MS 60000
 
-struct standby {
-    struct rp_ram_view ram;
-    struct rp_image *image;
-    struct rp_link_recv *recv;
-    struct rp_link_outcome outcome;
-    pthread_t thread;
-    struct rp_uri uri;
-    bool fails;             /* in a switchover: says FAILED instead of RUNNING */
-    int answered;           /* rp_link_recv_running's result */
-};
-
-static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
+static void listen_for_primary(struct standby *s)
 {
-    (void)h, (void)err;
-    struct standby *s = ctx;
-    view_init(&s->ram);
-    *out = s->ram;
-    return 0;
-}
-
-static void *standby_main(void *arg)
-{
-    struct standby *s = arg;
-    struct rp_error err = {0};
-    cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
-    if (s->outcome.end == RP_LINK_FINAL && s->fails)
-        rp_link_recv_failed(s->recv);
-    else if (s->outcome.end == RP_LINK_FINAL)
-        s->answered = rp_link_recv_running(s->recv, LONG_MS, &err);
-    return NULL;
-}
-
-static void standby_start(struct standby *s)
-{
-    struct rp_error err = {0};
-    char text[100];
-    struct rp_listener *l;
-    memset(s, 0, sizeof(*s));
-    snprintf(text, sizeof(text), "unix:/tmp/rp-protect-%d", getpid());
-    cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0);
-    struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
-    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0);
-    cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
-    struct rp_link_recv_config cfg = {.vm_name = "fake", .image = s->image, .timeout_ms = 5000};
-    cr_assert_eq(rp_link_recv_create(l, &cfg, &s->recv, &err), 0);
-    pthread_create(&s->thread, NULL, standby_main, s);
-}
-
-static void standby_end(struct standby *s)
-{
-    rp_link_cancel(s->recv);
-    pthread_join(s->thread, NULL);
-    rp_link_recv_destroy(s->recv);
-    rp_image_destroy(s->image);
-    if (s->ram.base)
-        munmap(s->ram.base, PAGES * RP_PAGE_SIZE);
+    standby_start(s, "unix", "", 5000);
+    s->says = STANDBY_RUNS;
 }
 
 /* --- the owner, and the source's gate --- */
@@ -162,11 +109,11 @@ TestSuite(protect, .timeout = 180);
 Test(protect, P1_outputs_flow_only_after_the_standby_was_disowned)
 {
     struct standby s;
-    standby_start(&s);
+    listen_for_primary(&s);
     struct rp_protect *p = protect(&s);
     cr_assert(atomic_load(&world.holds));
     atomic_store(&world.storage_gone, true);
-    standby_end(&s);
+    standby_cancel(&s);
     cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED), RP_PROTECT_UNPROTECTED);
     usleep(300000);             /* several attempts to disown */
     cr_assert(atomic_load(&world.holds), "P1");
@@ -184,27 +131,26 @@ Test(protect, P1_outputs_flow_only_after_the_standby_was_disowned)
 Test(protect, P1_unprotect_disowns_as_well)
 {
     struct standby s;
-    standby_start(&s);
+    listen_for_primary(&s);
     struct rp_protect *p = protect(&s);
     end(p);
     cr_assert_not(atomic_load(&world.holds));
     cr_assert_eq(atomic_load(&world.disowned), 1u);
     cr_assert_eq(atomic_load(&world.opened_too_early), 0u);
-    pthread_join(s.thread, NULL);
+    standby_join(&s);
     cr_assert_eq(s.outcome.end, RP_LINK_STOPPED);
-    rp_link_recv_destroy(s.recv);
-    rp_image_destroy(s.image);
+    standby_free(&s);
 }
 
 Test(protect, P3_a_switchover_that_comes_about)
 {
     struct standby s;
     struct rp_error err = {0};
-    standby_start(&s);
+    listen_for_primary(&s);
     struct rp_protect *p = protect(&s);
     cr_assert_eq(rp_protect_switch(p, LONG_MS, &err), 0, "%s", err.text);
     cr_assert_eq(wait_state(p, RP_PROTECT_SWITCHED), RP_PROTECT_SWITCHED);
-    pthread_join(s.thread, NULL);
+    standby_join(&s);
     cr_assert_eq(s.outcome.end, RP_LINK_FINAL);
     cr_assert(s.outcome.switching);
     cr_assert_eq(s.answered, 0, "the source has answered that it knows");
@@ -213,13 +159,12 @@ Test(protect, P3_a_switchover_that_comes_about)
     cr_assert(atomic_load(&world.switched));
     cr_assert(atomic_load(&world.holds), "the source's outputs stay where they are");
     cr_assert_eq(atomic_load(&world.yielded), 1u);
-    cr_assert_eq(memcmp(fake.ram.base, s.ram.base, PAGES * RP_PAGE_SIZE), 0, "nothing is lost: the image is the source");
+    standby_is(&s, &fake);      /* nothing is lost */
     rp_protect_stop(p, RP_PROTECT_FORGET);
     fake_resume(&fake.base, NULL);      /* so that its thread can end */
     rp_events_destroy(events);
     fake_stop(&fake);
-    rp_link_recv_destroy(s.recv);
-    rp_image_destroy(s.image);
+    standby_free(&s);
 }
 
 /* INV-6: the target says that it cannot; the source has its lease back and goes on. */
@@ -227,8 +172,8 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
 {
     struct standby s;
     struct rp_error err = {0};
-    standby_start(&s);
-    s.fails = true;
+    listen_for_primary(&s);
+    s.says = STANDBY_FAILS;
     struct rp_protect *p = protect(&s);
     cr_assert_lt(rp_protect_switch(p, LONG_MS, &err), 0);
     cr_assert_eq(atomic_load(&world.retaken), 1u);
@@ -238,7 +183,6 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
     pthread_mutex_unlock(&fake.run);
     cr_assert_not(atomic_load(&world.switched));
     end(p);
-    pthread_join(s.thread, NULL);
-    rp_link_recv_destroy(s.recv);
-    rp_image_destroy(s.image);
+    standby_join(&s);
+    standby_free(&s);
 }
