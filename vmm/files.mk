@@ -49,5 +49,6 @@ vmm_SRCS += \
 	vmm/virtio_pci.c \
 	vmm/virtio_vsock.c \
 	vmm/virtio_rng.c \
+	vmm/virtio_tx.c \
 	vmm/virtq.c \
 	vmm/vsock.c

@@ -11,7 +11,7 @@
  *   CONSOLE-2  input is taken only between start and stop, and only as far as the guest has posted buffers.
  */
 #include "vmm/chardev.h"
-#include "vmm/virtio_pci.h"
+#include "vmm/virtio_tx.h"
 
 #include <errno.h>
 #include <linux/virtio_console.h>
@@ -26,8 +26,7 @@
 #define TX 1u
 #define PIECE 4096u             /* bytes that go through the gate at once */
 #define OUT_BYTES (64u << 10)
-#define TURN_BYTES (64u << 10)  /* taken from the guest per turn of the io thread */
-#define BURST 64u               /* requests per turn */
+#define BURST 64u               /* pieces per turn of the io thread */
 
 struct rp_virtio_console_state {
     struct rp_virtio_state virtio;
@@ -47,9 +46,8 @@ struct rp_virtio_console {
     struct rp_virtio v;
     struct rp_chain chain;
     struct rp_chardev *chr;
-    struct rp_gate_port *port;
+    struct rp_virtio_tx tx;
     uint64_t tx_done;
-    bool tx_blocked;            /* the gate said no: resume comes */
     uint16_t cols, rows;
     int out_fd;                 /* the ring has something, or had no room */
     pthread_mutex_t out_lock;   /* the ring; a leaf, taken under the gate's lock */
@@ -124,72 +122,37 @@ static void on_out(void *ctx, uint32_t events)
 
     (void)events;
     (void)eventfd_read(con->out_fd, &junk);
-    while (drain(con) && !rp_gate_writable(con->port))
+    while (drain(con) && !rp_gate_writable(con->tx.port))
         ;
 }
 
 /* --- transmit --- */
 
-/* The request in con->chain, from tx_done on. 1: all of it is through; 0: not now. */
-static int transmit(struct rp_virtio_console *con, size_t *turn)
+/* One piece of the request in con->chain, from tx_done on, as struct rp_virtio_tx wants it. */
+static int transmit(void *ctx, struct rp_error *err)
 {
+    struct rp_virtio_console *con = ctx;
     struct rp_chain *c = &con->chain;
     struct iovec sliced[RP_CHAIN_SEGS_MAX];
 
-    while (con->tx_done < c->out_bytes) {
-        uint64_t len = c->out_bytes - con->tx_done;
-        unsigned n;
+    (void)err;
+    if (con->tx_done < c->out_bytes) {
+        uint64_t len = c->out_bytes - con->tx_done < PIECE ? c->out_bytes - con->tx_done : PIECE;
+        unsigned n = rp_iov_slice(c->iov, c->nout, con->tx_done, len, sliced);
 
-        if (*turn == 0)
-            return 0;
-        len = len < PIECE ? len : PIECE;
-        n = rp_iov_slice(c->iov, c->nout, con->tx_done, len, sliced);
-        if (rp_gate_send(con->port, sliced, (int)n)) {
-            con->tx_blocked = true;
-            return 0;
-        }
+        if (rp_gate_send(con->tx.port, sliced, (int)n))
+            return -EAGAIN;
         con->tx_done += len;
-        *turn -= len < *turn ? (size_t)len : *turn;
+        if (con->tx_done < c->out_bytes)
+            return RP_TX_PART;      /* CONSOLE-1 */
     }
     con->tx_done = 0;
-    return 1;
-}
-
-static void run_tx(struct rp_virtio_console *con)
-{
-    struct rp_virtq *q = rp_virtio_queue(&con->v, TX);
-    struct rp_error err = {0};
-    size_t turn = TURN_BYTES;
-    unsigned burst = 0;
-    int rc = 0;
-
-    do {
-        rp_virtq_want_kicks(q, false);
-        while (!con->tx_blocked && turn && burst++ < BURST && (rc = rp_virtq_pop(q, &con->chain, &err)) == 1) {
-            if (transmit(con, &turn))
-                rp_virtq_push(q, con->chain.head, 0);
-            else
-                rp_virtq_unpop(q, 1);       /* CONSOLE-1 */
-        }
-        rp_gate_flush(con->port);
-        if (rc < 0) {
-            rp_virtio_fail(&con->v, TX, &err);
-            return;
-        }
-        rp_virtio_publish(&con->v, TX);
-        if (!con->tx_blocked && (turn == 0 || burst >= BURST)) {
-            rp_virtio_again(&con->v, TX);   /* others have their turn */
-            return;
-        }
-    } while (!con->tx_blocked && rp_virtq_want_kicks(q, true));
+    return RP_TX_DONE;
 }
 
 static void gate_resume(void *ctx)
 {
-    struct rp_virtio_console *con = ctx;
-
-    con->tx_blocked = false;
-    rp_virtio_again(&con->v, TX);           /* remembered until start */
+    rp_virtio_tx_resume(&((struct rp_virtio_console *)ctx)->tx);
 }
 
 static const struct rp_gate_ops gate_ops = {.write = gate_write, .flush = gate_flush, .resume = gate_resume};
@@ -238,7 +201,7 @@ static void on_notify(void *dev, unsigned n)
     struct rp_virtio_console *con = dev;
 
     if (n == TX)
-        run_tx(con);
+        rp_virtio_tx_run(&con->tx);
     else
         rp_chardev_more(con->chr);
 }
@@ -282,8 +245,8 @@ static void on_config_write(void *dev, uint32_t off, const uint8_t *data, uint32
     if (off != offsetof(struct virtio_console_config, emerg_wr) || len == 0)
         return;
     byte = data[0];
-    if (rp_gate_send(con->port, &iov, 1) == 0)
-        rp_gate_flush(con->port);
+    if (rp_gate_send(con->tx.port, &iov, 1) == 0)
+        rp_gate_flush(con->tx.port);
 }
 
 static void on_reset(void *dev)
@@ -354,7 +317,7 @@ static void console_destroy(void *dev)
     struct rp_virtio_console *con = dev;
 
     rp_virtio_stop(&con->v);
-    rp_gate_port_remove(con->port);
+    rp_gate_port_remove(con->tx.port);
     if (con->v.dev)
         rp_virtio_fini(&con->v);
     if (con->chr) {
@@ -385,7 +348,7 @@ static int open_host(struct rp_virtio_console *con, const struct rp_device_env *
     (void)rp_chardev_size(con->chr, &con->cols, &con->rows);
     con->out_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (con->out_fd < 0 || rp_loop_add(env->loop, con->out_fd, EPOLLIN, on_out, con) < 0 ||
-        rp_gate_port_add(env->gate, &gate_ops, con, &con->port) < 0)
+        rp_gate_port_add(env->gate, &gate_ops, con, &con->tx.port) < 0)
         return rp_error_set(err, ENOMEM, "virtio-console: no memory or no descriptors left");
     return 0;
 }
@@ -404,6 +367,7 @@ int rp_virtio_console_create(const struct rp_device_env *env, unsigned slot, con
     pthread_mutex_init(&con->out_lock, NULL);
     con->out_fd = -1;
     con->v.env = *env;
+    con->tx = (struct rp_virtio_tx){.v = &con->v, .queue = TX, .burst = BURST, .chain = &con->chain, .send = transmit, .ctx = con};
     rc = open_host(con, env, cfg, err);
     if (rc == 0) {
         rc = rp_virtio_init(&con->v, env, slot, &vc, err);

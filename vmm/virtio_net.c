@@ -12,7 +12,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "vmm/net.h"
-#include "vmm/virtio_pci.h"
+#include "vmm/virtio_tx.h"
 
 #include <errno.h>
 #include <linux/if_ether.h>
@@ -51,9 +51,8 @@ RP_TABLE(rp_virtio_net_table, "virtio-net", 1, struct rp_virtio_net_state,
 struct pair {
     struct rp_virtio_net *net;
     unsigned n;
-    struct rp_gate_port *port;
+    struct rp_virtio_tx tx;
     bool rx_dry;                    /* no buffers posted: the backend is not read until a kick */
-    bool tx_blocked;                /* the gate said no: resume comes */
     size_t held;                    /* length of a frame in `overflow` that had no room */
     uint8_t *overflow;
 };
@@ -78,9 +77,11 @@ static unsigned tx_queue(unsigned pair) { return 2 * pair + 1; }
 
 /* --- transmit --- */
 
-/* The frame in net->chain. 0: taken; -EAGAIN: not; -EBADMSG: not a frame. */
-static int transmit(struct rp_virtio_net *net, struct pair *p, struct rp_error *err)
+/* The frame in net->chain, as struct rp_virtio_tx wants it. */
+static int transmit(void *ctx, struct rp_error *err)
 {
+    struct pair *p = ctx;
+    struct rp_virtio_net *net = p->net;
     struct rp_chain *c = &net->chain;
     struct iovec sliced[RP_CHAIN_SEGS_MAX], *iov = c->iov;
     unsigned n = c->nout;
@@ -88,51 +89,16 @@ static int transmit(struct rp_virtio_net *net, struct pair *p, struct rp_error *
     if (c->out_bytes < RP_VNET_HEADER)
         return rp_error_set(err, EBADMSG, "frame %u has no header", c->head);
     if (c->out_bytes < RP_VNET_HEADER + ETH_HLEN || c->out_bytes > RP_VNET_HEADER + RP_FRAME_MAX)
-        return 0;           /* not something that a wire carries */
+        return RP_TX_DONE;  /* not something that a wire carries */
     if (!net->backend->vnet_header) {
         n = rp_iov_slice(c->iov, c->nout, RP_VNET_HEADER, c->out_bytes, sliced);
         iov = sliced;
     }
-    if (rp_gate_send(p->port, iov, (int)n))
+    if (rp_gate_send(p->tx.port, iov, (int)n))
         return -EAGAIN;
     net->tx_frames++;
     net->tx_bytes += c->out_bytes - RP_VNET_HEADER;
-    return 0;
-}
-
-static void run_tx(struct rp_virtio_net *net, struct pair *p)
-{
-    unsigned n = tx_queue(p->n), burst = 0;
-    struct rp_virtq *q = rp_virtio_queue(&net->v, n);
-    struct rp_error err = {0};
-    int rc = 0;
-
-    do {
-        rp_virtq_want_kicks(q, false);
-        while (!p->tx_blocked && burst < BURST && (rc = rp_virtq_pop(q, &net->chain, &err)) == 1) {
-            rc = transmit(net, p, &err);
-            if (rc == -EAGAIN) {
-                rp_virtq_unpop(q, 1);
-                p->tx_blocked = true;
-                rc = 0;
-            } else if (rc == 0) {
-                rp_virtq_push(q, net->chain.head, 0);
-                burst++;
-            } else {
-                break;
-            }
-        }
-        rp_gate_flush(p->port);
-        if (rc < 0) {
-            rp_virtio_fail(&net->v, n, &err);
-            return;
-        }
-        rp_virtio_publish(&net->v, n);
-        if (burst >= BURST) {
-            rp_virtio_again(&net->v, n);    /* others have their turn */
-            return;
-        }
-    } while (!p->tx_blocked && rp_virtq_want_kicks(q, true));
+    return RP_TX_DONE;
 }
 
 static int gate_write(void *ctx, const struct iovec *iov, int n)
@@ -152,13 +118,7 @@ static int gate_flush(void *ctx)
 
 static void gate_resume(void *ctx)
 {
-    struct pair *p = ctx;
-
-    p->tx_blocked = false;
-    if (rp_virtio_ready(&p->net->v, tx_queue(p->n)))
-        run_tx(p->net, p);
-    else
-        rp_virtio_again(&p->net->v, tx_queue(p->n));    /* remembered until start */
+    rp_virtio_tx_resume(&((struct pair *)ctx)->tx);
 }
 
 static void gate_blocked(void *ctx)
@@ -175,7 +135,7 @@ static void on_writable(void *ctx, unsigned pair)
 {
     struct rp_virtio_net *net = ctx;
 
-    if (rp_gate_writable(net->pair[pair].port))
+    if (rp_gate_writable(net->pair[pair].tx.port))
         net->backend->ops->want_write(net->backend, pair, false);
 }
 
@@ -441,7 +401,7 @@ static void on_notify(void *dev, unsigned n)
     if (n == 2 * net->pairs_max)
         run_control(net, n);
     else if (n % 2)
-        run_tx(net, p);
+        rp_virtio_tx_run(&p->tx);
     else if (p->n < net->pairs)
         run_rx(net, p);
 }
@@ -507,8 +467,8 @@ static void send_rarp(struct rp_virtio_net *net)
     memcpy(e + 12, arp, sizeof(arp));
     memcpy(e + 22, net->mac, 6);
     memcpy(e + 32, net->mac, 6);
-    if (rp_gate_send(net->pair[0].port, &iov, 1) == 0)      /* NET-2; when it is refused the next round comes */
-        rp_gate_flush(net->pair[0].port);
+    if (rp_gate_send(net->pair[0].tx.port, &iov, 1) == 0)      /* NET-2; when it is refused the next round comes */
+        rp_gate_flush(net->pair[0].tx.port);
 }
 
 static void on_announce_timer(void *ctx)
@@ -619,7 +579,7 @@ static void net_destroy(void *dev)
     if (net->announce)
         rp_timer_destroy(net->announce);
     for (unsigned i = 0; i < net->pairs_max; i++)
-        rp_gate_port_remove(net->pair[i].port);
+        rp_gate_port_remove(net->pair[i].tx.port);
     if (net->v.dev)
         rp_virtio_fini(&net->v);
     if (net->backend)
@@ -641,8 +601,9 @@ static int make_pairs(struct rp_virtio_net *net, const struct rp_device_env *env
 
         p->net = net;
         p->n = i;
+        p->tx = (struct rp_virtio_tx){.v = &net->v, .queue = tx_queue(i), .burst = BURST, .chain = &net->chain, .send = transmit, .ctx = p};
         p->overflow = malloc(OVERFLOW_BYTES);
-        rc = p->overflow ? rp_gate_port_add(env->gate, &gate_ops, p, &p->port) : -ENOMEM;
+        rc = p->overflow ? rp_gate_port_add(env->gate, &gate_ops, p, &p->tx.port) : -ENOMEM;
     }
     return rc;
 }

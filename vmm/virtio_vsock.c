@@ -9,7 +9,7 @@
  * that all of them are gone (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET), and the guest's programs connect again.
  */
 #include "core/bytes.h"
-#include "vmm/virtio_pci.h"
+#include "vmm/virtio_tx.h"
 #include "vmm/vsock.h"
 
 #include <errno.h>
@@ -52,10 +52,9 @@ const struct rp_state_table rp_virtio_vsock_table = {
 struct rp_virtio_vsock {
     struct rp_virtio v;
     struct rp_vsock *host;
-    struct rp_gate_port *port;
+    struct rp_virtio_tx tx;
     struct rp_chain chain;
     uint64_t cid;
-    bool tx_blocked;                /* the gate said no: resume comes */
     bool moved;                     /* the guest is to be told that its connections are gone */
     int inbox_fd;
     pthread_mutex_t lock;           /* guards inbox and full; leaf: taken under the gate's lock */
@@ -66,9 +65,10 @@ struct rp_virtio_vsock {
 
 /* --- from the guest --- */
 
-/* The packet in s->chain. 0: taken (or thrown away: not addressed to anybody); -EAGAIN: not; -EBADMSG. */
-static int transmit(struct rp_virtio_vsock *s, struct rp_error *err)
+/* The packet in s->chain, as struct rp_virtio_tx wants it. */
+static int transmit(void *ctx, struct rp_error *err)
 {
+    struct rp_virtio_vsock *s = ctx;
     struct rp_chain *c = &s->chain;
     uint8_t h[HEADER];
     struct iovec iov[RP_CHAIN_SEGS_MAX + 1] = {{.iov_base = h, .iov_len = HEADER}};
@@ -81,45 +81,10 @@ static int transmit(struct rp_virtio_vsock *s, struct rp_error *err)
     if (len > c->out_bytes - HEADER || len > RP_VSOCK_PAYLOAD_MAX)
         return rp_error_set(err, EBADMSG, "packet %u says %u bytes, %llu are there", c->head, len, (unsigned long long)(c->out_bytes - HEADER));
     if (rp_ld64(h) != s->cid || rp_ld64(h + 8) != HOST_CID)
-        return 0;
+        return RP_TX_DONE;      /* not addressed to anybody */
     /* The header travels as it was read, whatever the guest does to it meanwhile. */
     n = rp_iov_slice(c->iov, c->nout, HEADER, len, iov + 1);
-    return rp_gate_send(s->port, iov, (int)n + 1) ? -EAGAIN : 0;
-}
-
-static void run_tx(struct rp_virtio_vsock *s)
-{
-    struct rp_virtq *q = rp_virtio_queue(&s->v, TX);
-    struct rp_error err = {0};
-    unsigned burst = 0;
-    int rc = 0;
-
-    do {
-        rp_virtq_want_kicks(q, false);
-        while (!s->tx_blocked && burst < BURST && (rc = rp_virtq_pop(q, &s->chain, &err)) == 1) {
-            rc = transmit(s, &err);
-            if (rc == -EAGAIN) {
-                rp_virtq_unpop(q, 1);
-                s->tx_blocked = true;
-                rc = 0;
-            } else if (rc == 0) {
-                rp_virtq_push(q, s->chain.head, 0);
-                burst++;
-            } else {
-                break;
-            }
-        }
-        rp_gate_flush(s->port);
-        if (rc < 0) {
-            rp_virtio_fail(&s->v, TX, &err);
-            return;
-        }
-        rp_virtio_publish(&s->v, TX);
-        if (burst >= BURST) {
-            rp_virtio_again(&s->v, TX);     /* others have their turn */
-            return;
-        }
-    } while (!s->tx_blocked && rp_virtq_want_kicks(q, true));
+    return rp_gate_send(s->tx.port, iov, (int)n + 1) ? -EAGAIN : RP_TX_DONE;
 }
 
 /* --- through the gate: any thread, under the gate's lock --- */
@@ -150,10 +115,7 @@ static int gate_write(void *ctx, const struct iovec *iov, int n)
 
 static void gate_resume(void *ctx)
 {
-    struct rp_virtio_vsock *s = ctx;
-
-    s->tx_blocked = false;
-    rp_virtio_again(&s->v, TX);
+    rp_virtio_tx_resume(&((struct rp_virtio_vsock *)ctx)->tx);
 }
 
 static const struct rp_gate_ops gate_ops = {.write = gate_write, .resume = gate_resume};
@@ -185,7 +147,7 @@ static void on_inbox(void *ctx, uint32_t events)
         take_packet(s, s->work.data + at);
     rp_buf_reset(&s->work);
     if (full)
-        rp_gate_writable(s->port);
+        rp_gate_writable(s->tx.port);
 }
 
 /* --- to the guest --- */
@@ -279,7 +241,7 @@ static void on_notify(void *dev, unsigned n)
     struct rp_virtio_vsock *s = dev;
 
     if (n == TX)
-        run_tx(s);
+        rp_virtio_tx_run(&s->tx);
     else if (n == RX)
         run_rx(s);
     else
@@ -375,8 +337,7 @@ static void vsock_destroy(void *dev)
 {
     struct rp_virtio_vsock *s = dev;
 
-    if (s->port)
-        rp_gate_port_remove(s->port);
+    rp_gate_port_remove(s->tx.port);
     rp_virtio_fini(&s->v);
     rp_vsock_destroy(s->host);
     if (s->inbox_fd >= 0) {
@@ -404,13 +365,14 @@ int rp_virtio_vsock_create(const struct rp_device_env *env, unsigned slot, const
         return rp_error_set(err, ENOMEM, "virtio-vsock: no memory");
     s->cid = cid;
     s->v.env = *env;            /* destroy needs the loop, however far this comes */
+    s->tx = (struct rp_virtio_tx){.v = &s->v, .queue = TX, .burst = BURST, .chain = &s->chain, .send = transmit, .ctx = s};
     pthread_mutex_init(&s->lock, NULL);
     s->inbox_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->inbox_fd < 0)
         rc = rp_error_set(err, errno, "virtio-vsock: no eventfd");
     else if ((rc = rp_loop_add(env->loop, s->inbox_fd, EPOLLIN, on_inbox, s)) < 0)
         rp_error_set(err, rc, "virtio-vsock: no watch");
-    if (rc == 0 && (rc = rp_gate_port_add(env->gate, &gate_ops, s, &s->port)) < 0)
+    if (rc == 0 && (rc = rp_gate_port_add(env->gate, &gate_ops, s, &s->tx.port)) < 0)
         rp_error_set(err, rc, "virtio-vsock: no port at the output gate");
     if (rc == 0)
         rc = rp_vsock_create(env->loop, path, on_wake, s, &s->host, err);
