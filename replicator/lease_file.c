@@ -14,8 +14,10 @@
  * Claim and renew each write first and look afterwards, so of two that run at once at least one sees the other:
  * a holder that sees the claim stops at its deadline; a claimant that sees the renewal waits that deadline out.
  *
- * "Known to be dead": the holder locks its file (OFD lock); on the same host (boot id and name) a free lock on an active
- * term means that the process has ended. Locks of other hosts are not believed: too many mounts keep them local.
+ * "Known to be dead": the holder locks its file (OFD lock); on the same host (boot id and name) a lock on an active term
+ * that we have seen, and that is free now, means that the process has ended. A lock that was never seen proves nothing: there
+ * are mounts (9p without a cache) where each name has an inode of its own and nobody sees the locks of others. Locks of other
+ * hosts are not believed: too many mounts keep them local.
  * A pending term ends by waiting only: its predecessor may still be within its time.
  *
  * What the storage must do: link(2) is atomic; a file that was written and synced on one host is read back, by a new
@@ -59,6 +61,7 @@ struct file_lease {
     uint64_t pred;              /* the term before ours */
     struct record record;       /* ours as last written */
     uint64_t seen_term, seen_hash, seen_ns;     /* the newest foreign record, and since when it has stood so */
+    uint64_t locked_term;       /* the term whose file we have seen locked by its holder; 0: none */
 };
 
 static struct file_lease *of(struct rp_lease *l)
@@ -220,9 +223,11 @@ static int lock_file(int fd)
     return fcntl(fd, F_OFD_SETLK, &fl) < 0 ? -errno : 0;
 }
 
-/* The holder is a process of this host, and has ended. */
+/* The holder is a process of this host, and has ended: its lock has been seen, and is gone. It is looked at, not tried: another
+ * claimant would take our try for the holder. */
 static bool known_dead(struct file_lease *f, const struct record *r)
 {
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     char path[256];
     if (r->state != STATE_HELD || strcmp(r->boot, f->boot) != 0 || strcmp(r->host, f->host) != 0)
         return false;
@@ -230,9 +235,11 @@ static bool known_dead(struct file_lease *f, const struct record *r)
     int fd = openat(f->dir, path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return false;
-    bool dead = lock_file(fd) == 0;
+    bool known = fcntl(fd, F_OFD_GETLK, &fl) == 0, locked = fl.l_type != F_UNLCK;
     close(fd);
-    return dead;
+    if (known && locked)
+        f->locked_term = r->term;
+    return known && !locked && f->locked_term == r->term;
 }
 
 /* Notes what stands there; returns how long it has stood so, on our clock. */
@@ -398,8 +405,10 @@ static int file_query(struct rp_lease *base, struct rp_lease_holder *out, struct
         return rc;
     if ((rc = read_record(f, newest, &r, err)) < 0)
         return rc;
-    if (newest != f->mine)
+    if (newest != f->mine) {
         watched_ns(f, newest, &r);
+        known_dead(f, &r);      /* whoever watches has seen the lock before it is free */
+    }
     out->term = newest;
     out->held = r.state != STATE_RELEASED;
     out->ttl_ms = r.ttl_ms;

@@ -52,6 +52,8 @@ class Matrix:
         self.switch()
 
     def figures(self):
+        """Of the protection of the guest, whose monitor must not have ended meanwhile."""
+        self.lab.check(self.guest.job.rc is None, f"the primary's monitor has ended with {self.guest.job.rc}: {self.guest.job.output[-400:]}")
         try:
             return json.loads(self.pair.status()).get("protect", {})
         except ValueError:
