@@ -46,6 +46,7 @@ vmm_SRCS += \
 	vmm/virtio_blk.c \
 	vmm/virtio_console.c \
 	vmm/virtio_net.c \
+	vmm/virtio_net_rx.c \
 	vmm/virtio_pci.c \
 	vmm/virtio_vsock.c \
 	vmm/virtio_rng.c \

@@ -1,17 +1,13 @@
 /*
- * virtio-net (virtio 1.2, section 5.1): queue pairs in front of a backend (net.h), transmit through the output gate.
- *
- * Transmit: a frame goes to the gate straight from guest RAM; when the gate is full it stays in the queue, which is the
- * backpressure. Receive: the next posted buffer and an overflow buffer are read into together, so that a small frame
- * costs one system call and no copy, and a large one is spread over more buffers (mergeable). Both run in bursts with
- * kicks suppressed, one interrupt at the end.
+ * virtio-net (virtio 1.2, section 5.1): queue pairs in front of a backend (net.h). Transmit: a frame goes to the output
+ * gate straight from guest RAM (virtio_tx.h); receive: virtio_net_rx.h.
  *
  *   NET-1  a frame is received or taken from a queue only between start and stop, under the machine lock;
  *   NET-2  every frame leaves through the gate (INV-1), announcements too.
  */
 #include "core/clock.h"
 #include "core/log.h"
-#include "vmm/net.h"
+#include "vmm/virtio_net_rx.h"
 #include "vmm/virtio_tx.h"
 
 #include <errno.h>
@@ -21,10 +17,7 @@
 #include <stdlib.h>
 
 #define QUEUE_SIZE 256u
-#define BURST 128u                  /* frames per turn of the io thread */
-#define OVERFLOW_BYTES (RP_VNET_HEADER + RP_FRAME_MAX)
-#define SPREAD_MAX QUEUE_SIZE       /* receive buffers that one frame may take */
-#define DRAIN_FRAMES 4096u
+#define TX_BURST 128u               /* frames per turn of the io thread */
 #define ANNOUNCE_ROUNDS 5u          /* as often as QEMU announces, for switches that drop the first */
 #define ANNOUNCE_STEP_NS 100000000ull
 #define BIT(n) (1ull << (n))
@@ -52,9 +45,7 @@ struct pair {
     struct rp_virtio_net *net;
     unsigned n;
     struct rp_virtio_tx tx;
-    bool rx_dry;                    /* no buffers posted: the backend is not read until a kick */
-    size_t held;                    /* length of a frame in `overflow` that had no room */
-    uint8_t *overflow;
+    struct rp_net_rx rx;
 };
 
 struct rp_virtio_net {
@@ -69,7 +60,7 @@ struct rp_virtio_net {
     struct rp_timer *announce;
     unsigned announce_left;
     char name[128];
-    uint64_t rx_frames, tx_frames, rx_bytes, tx_bytes, rx_dropped;
+    uint64_t tx_frames, tx_bytes;
 };
 
 static unsigned rx_queue(unsigned pair) { return 2 * pair; }
@@ -146,166 +137,15 @@ static bool rx_ready(const struct rp_virtio_net *net, const struct pair *p)
     return p->n < net->pairs && rp_virtio_ready(&net->v, rx_queue(p->n));
 }
 
-/* Says how many buffers the frame took, in the header at the start of `first`. */
-static void set_buffers(const struct iovec *first, unsigned n, uint16_t buffers)
-{
-    uint8_t le[2];
-
-    rp_st16(le, buffers);
-    rp_iov_write(first, n, offsetof(struct virtio_net_hdr_v1, num_buffers), le, sizeof(le));
-}
-
-/* Spreads the `len` bytes at `from` over posted buffers. 1: done; 0: too few buffers (nothing taken); -EBADMSG. */
-static int deliver(struct rp_virtio_net *net, struct pair *p, const uint8_t *from, size_t len, struct rp_error *err)
-{
-    struct rp_virtq *q = rp_virtio_queue(&net->v, rx_queue(p->n));
-    struct { uint16_t head; uint32_t len; } used[SPREAD_MAX];
-    struct iovec first[4];
-    unsigned n = 0, nfirst = 0;
-    size_t done = 0;
-
-    while (done < len) {
-        int rc = n < SPREAD_MAX ? rp_virtq_pop(q, &net->chain, err) : 0;
-
-        if (rc <= 0 || (n && !rp_virtio_has(&net->v, VIRTIO_NET_F_MRG_RXBUF))) {
-            rp_virtq_unpop(q, (uint16_t)(n + (rc == 1)));
-            if (rc == 1) {
-                net->rx_dropped++;      /* longer than the driver's buffers: it never fits */
-                return 1;
-            }
-            return rc;
-        }
-        used[n].head = net->chain.head;
-        used[n].len = (uint32_t)rp_chain_write(net->v.env.ram, &net->chain, 0, from + done, len - done);
-        if (n == 0)
-            nfirst = rp_iov_slice(net->chain.iov + net->chain.nout, net->chain.nin, 0, RP_VNET_HEADER, first) ;
-        done += used[n++].len;
-        if (used[n - 1].len == 0)
-            return rp_error_set(err, EBADMSG, "receive buffer %u has no room", used[n - 1].head);
-    }
-    if (nfirst)
-        set_buffers(first, nfirst, (uint16_t)n);
-    for (unsigned i = 0; i < n; i++)
-        rp_virtq_push(q, used[i].head, used[i].len);
-    net->rx_frames++;
-    net->rx_bytes += len - RP_VNET_HEADER;
-    return 1;
-}
-
-/* One frame from the backend. 1: one more may come; 0: none, or no buffers; -EBADMSG. */
-static int receive(struct rp_virtio_net *net, struct pair *p, struct rp_error *err)
-{
-    struct rp_virtq *q = rp_virtio_queue(&net->v, rx_queue(p->n));
-    struct rp_chain *c = &net->chain;
-    struct iovec iov[8];
-    unsigned skip = net->backend->vnet_header ? 0 : RP_VNET_HEADER, k;
-    size_t direct, len;
-    ssize_t got;
-    int rc;
-
-    if (p->held) {
-        rc = deliver(net, p, p->overflow, p->held, err);
-        if (rc == 1)
-            p->held = 0;
-        return rc;
-    }
-    rc = rp_virtq_pop(q, c, err);
-    if (rc != 1)
-        return rc;
-    if (c->in_bytes < RP_VNET_HEADER)
-        return rp_error_set(err, EBADMSG, "receive buffer %u of %llu bytes has no room for a header", c->head,
-                            (unsigned long long)c->in_bytes);
-    if (c->nin > 7) {       /* scattered: over the overflow buffer */
-        rp_virtq_unpop(q, 1);
-        direct = 0;
-        k = 0;
-    } else {
-        direct = c->in_bytes < OVERFLOW_BYTES ? c->in_bytes : OVERFLOW_BYTES;
-        k = rp_iov_slice(c->iov + c->nout, c->nin, skip, direct - skip, iov);
-    }
-    /* what the guest's buffer has no room for; all of it is never more than OVERFLOW_BYTES */
-    iov[k++] = (struct iovec){.iov_base = p->overflow + (direct ? 0 : skip), .iov_len = OVERFLOW_BYTES - (direct ? direct : skip)};
-    got = net->backend->ops->recv(net->backend, p->n, iov, (int)k);
-    if (got <= 0) {
-        if (direct)
-            rp_virtq_unpop(q, 1);
-        return 0;
-    }
-    len = (size_t)got + skip;
-    if (direct) {
-        uint8_t zero[RP_VNET_HEADER] = {0};
-
-        if (skip)
-            rp_iov_write(c->iov + c->nout, c->nin, 0, zero, sizeof(zero));
-        rp_ram_dirty_iov(net->v.env.ram, c->iov + c->nout, (int)c->nin, len < direct ? len : direct);
-    } else {
-        memset(p->overflow, 0, skip);
-    }
-    if (direct && len <= direct) {
-        set_buffers(c->iov + c->nout, c->nin, 1);
-        rp_virtq_push(q, c->head, (uint32_t)len);
-        net->rx_frames++;
-        net->rx_bytes += len - RP_VNET_HEADER;
-        return 1;
-    }
-    if (direct) {           /* the start of it is in the guest's buffer: put the whole together, and spread it */
-        memmove(p->overflow + direct, p->overflow, len - direct);
-        rp_iov_read(c->iov + c->nout, c->nin, 0, p->overflow, direct);
-        rp_virtq_unpop(q, 1);
-    }
-    p->held = len;
-    rc = deliver(net, p, p->overflow, len, err);
-    if (rc == 1)
-        p->held = 0;
-    return rc;
-}
-
-static void run_rx(struct rp_virtio_net *net, struct pair *p)
-{
-    unsigned n = rx_queue(p->n), burst = 0;
-    struct rp_virtq *q = rp_virtio_queue(&net->v, n);
-    struct rp_error err = {0};
-    bool dry = false;
-    int rc;
-
-    rp_virtq_want_kicks(q, false);
-    while (burst < BURST && (rc = receive(net, p, &err)) != 0) {
-        if (rc < 0) {
-            rp_virtio_fail(&net->v, n, &err);
-            return;
-        }
-        burst++;
-    }
-    rp_virtio_publish(&net->v, n);
-    if (burst >= BURST) {
-        rp_virtio_again(&net->v, n);        /* the backend may have more in its own buffer */
-    } else {
-        int waiting = rp_virtq_waiting(q, &err);
-
-        /* buffers ran out: wait for the guest to post some (more) */
-        if (waiting >= 0 && (p->held || waiting == 0)) {
-            dry = true;
-            if (rp_virtq_want_kick_beyond(q, (uint16_t)waiting))
-                rp_virtio_again(&net->v, n);
-        }
-    }
-    if (dry != p->rx_dry) {
-        p->rx_dry = dry;
-        net->backend->ops->want_read(net->backend, p->n, !dry);
-    }
-}
-
 static void on_readable(void *ctx, unsigned pair)
 {
     struct rp_virtio_net *net = ctx;
     struct pair *p = &net->pair[pair];
 
-    if (rx_ready(net, p)) {
-        run_rx(net, p);
-    } else {
-        p->rx_dry = true;   /* NET-1: until the driver, or start, asks for frames */
-        net->backend->ops->want_read(net->backend, pair, false);
-    }
+    if (rx_ready(net, p))
+        rp_net_rx_run(&p->rx);
+    else
+        rp_net_rx_wait(&p->rx);     /* NET-1: until the driver, or start, asks for frames */
 }
 
 /* --- control queue --- */
@@ -403,7 +243,7 @@ static void on_notify(void *dev, unsigned n)
     else if (n % 2)
         rp_virtio_tx_run(&p->tx);
     else if (p->n < net->pairs)
-        run_rx(net, p);
+        rp_net_rx_run(&p->rx);
 }
 
 static void on_config_read(void *dev, uint32_t off, uint8_t *data, uint32_t len)
@@ -444,7 +284,7 @@ static void on_reset(void *dev)
     net->pairs = 1;
     net->guest_offloads = 0;
     for (unsigned i = 0; i < net->pairs_max; i++)
-        net->pair[i].held = 0;
+        rp_net_rx_reset(&net->pair[i].rx);
     if (net->backend)
         apply(net);
 }
@@ -480,24 +320,12 @@ static void on_announce_timer(void *ctx)
         rp_timer_arm(net->announce, rp_clock_ns() + (ANNOUNCE_ROUNDS - net->announce_left) * ANNOUNCE_STEP_NS);
 }
 
-/* What came in before the machine ran here was meant for another time, and would fill the queue. */
-static void drain(struct rp_virtio_net *net)
-{
-    uint8_t *frame = malloc(RP_VNET_HEADER + RP_FRAME_MAX);
-    struct iovec iov = {.iov_base = frame, .iov_len = RP_VNET_HEADER + RP_FRAME_MAX};
-
-    for (unsigned i = 0; frame && i < net->pairs_max; i++)
-        for (unsigned n = 0; n < DRAIN_FRAMES && net->backend->ops->recv(net->backend, i, &iov, 1) >= 0; n++)
-            ;
-    free(frame);
-}
-
 static void net_announce(void *dev)
 {
     struct rp_virtio_net *net = dev;
 
-    drain(net);
-
+    for (unsigned i = 0; i < net->pairs_max; i++)
+        rp_net_rx_drain(&net->pair[i].rx);      /* what came before the machine ran here was meant for another time */
     if (rp_virtio_has(&net->v, VIRTIO_NET_F_GUEST_ANNOUNCE) && rp_virtio_has(&net->v, VIRTIO_NET_F_CTRL_VQ)) {
         net->status |= VIRTIO_NET_S_ANNOUNCE;
         rp_virtio_config_changed(&net->v);      /* the guest knows its IP addresses: it sends gratuitous ARPs */
@@ -556,7 +384,7 @@ static void net_start(void *dev)
     for (unsigned i = 0; i < net->pairs_max; i++) {
         struct pair *p = &net->pair[i];
 
-        if (p->rx_dry && rx_ready(net, p))
+        if (p->rx.dry && rx_ready(net, p))
             rp_virtio_again(&net->v, rx_queue(i));
     }
 }
@@ -585,7 +413,7 @@ static void net_destroy(void *dev)
     if (net->backend)
         net->backend->ops->destroy(net->backend);
     for (unsigned i = 0; i < net->pairs_max; i++)
-        free(net->pair[i].overflow);
+        rp_net_rx_fini(&net->pair[i].rx);
     free(net);
 }
 
@@ -601,9 +429,10 @@ static int make_pairs(struct rp_virtio_net *net, const struct rp_device_env *env
 
         p->net = net;
         p->n = i;
-        p->tx = (struct rp_virtio_tx){.v = &net->v, .queue = tx_queue(i), .burst = BURST, .chain = &net->chain, .send = transmit, .ctx = p};
-        p->overflow = malloc(OVERFLOW_BYTES);
-        rc = p->overflow ? rp_gate_port_add(env->gate, &gate_ops, p, &p->tx.port) : -ENOMEM;
+        p->tx = (struct rp_virtio_tx){.v = &net->v, .queue = tx_queue(i), .burst = TX_BURST, .chain = &net->chain, .send = transmit, .ctx = p};
+        rc = rp_net_rx_init(&p->rx, &net->v, rx_queue(i), net->backend, i, &net->chain);
+        if (rc == 0)
+            rc = rp_gate_port_add(env->gate, &gate_ops, p, &p->tx.port);
     }
     return rc;
 }
@@ -659,7 +488,11 @@ void rp_virtio_net_info(const struct rp_device *d, struct rp_nic_info *out)
     const struct rp_virtio_net *net = d->dev;
     const uint8_t *m = net->mac;
 
-    *out = (struct rp_nic_info){.kind = net->backend->ops->kind, .name = net->name, .rx_frames = net->rx_frames,
-                                .tx_frames = net->tx_frames, .rx_bytes = net->rx_bytes, .tx_bytes = net->tx_bytes};
+    *out = (struct rp_nic_info){.kind = net->backend->ops->kind, .name = net->name, .tx_frames = net->tx_frames,
+                                .tx_bytes = net->tx_bytes};
+    for (unsigned i = 0; i < net->pairs_max; i++) {
+        out->rx_frames += net->pair[i].rx.frames;
+        out->rx_bytes += net->pair[i].rx.bytes;
+    }
     snprintf(out->mac, sizeof(out->mac), "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
 }
