@@ -24,7 +24,7 @@ static int deliver(struct rp_net_rx *rx, const uint8_t *from, size_t len, struct
 {
     struct rp_virtq *q = rp_virtio_queue(rx->v, rx->queue);
     struct { uint16_t head; uint32_t len; } used[SPREAD_MAX];
-    struct iovec first[4];
+    struct iovec first[RP_VNET_HEADER];     /* as finely as a driver may cut it */
     unsigned n = 0, nfirst = 0;
     size_t done = 0;
 

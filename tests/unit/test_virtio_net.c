@@ -231,6 +231,23 @@ Test(stream, a_frame_waits_for_buffers_and_is_not_lost)
     expect(buf, 8, 100);
 }
 
+/* A driver may cut a buffer as finely as it likes: the header too. */
+Test(stream, a_buffer_of_single_bytes)
+{
+    struct seg s[64];
+    unsigned n;
+
+    for (unsigned i = 0; i < 63; i++)
+        s[i] = (struct seg){RX_BUF + i, 1, true};
+    s[63] = (struct seg){RX_BUF + 63, 2000, true};
+    drv_post(&drv, RX, s, 64);
+    drv_kick(&drv, RX);
+    write_frame(3, 400);
+    cr_assert_eq(take_rx(buf, &n), 400u);
+    cr_assert_eq(n, 1u);
+    expect(buf, 3, 400);
+}
+
 Test(stream, receive_marks_ram_dirty)
 {
     unsigned n;
