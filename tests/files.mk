@@ -25,6 +25,7 @@ unit_SRCS += tests/unit/test_gate.c
 # vmm: the machine
 unit_SRCS += tests/unit/test_machine.c
 unit_SRCS += tests/unit/test_tools.c
+unit_SRCS += tests/unit/test_qmp.c
 unit_SRCS += tests/unit/test_virtio_net.c
 unit_SRCS += tests/unit/test_virtio_rng.c
 unit_SRCS += tests/unit/test_virtio_balloon.c

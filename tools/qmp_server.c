@@ -3,8 +3,8 @@
 
 #include "core/clock.h"
 #include "core/log.h"
-#include "tools/qmp_input.h"
-#include "tools/version.h"
+#include "tools/qmp_client.h"
+#include "tools/qmp_message.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -19,13 +19,9 @@
 #define DRAIN_NS 200000000ull   /* at the end: how long clients have to take their last answers */
 
 struct client {                 /* qmp thread */
+    struct rp_qmp_client c;
     uint64_t id;                /* never used again, so that an answer finds its client or nobody */
-    int fd;
-    bool negotiated, in_work, closing;
     uint32_t watched;           /* epoll events asked for */
-    struct rp_qmp_input in;
-    struct rp_buf out;
-    size_t out_sent;
     struct client *next;
 };
 
@@ -36,16 +32,13 @@ struct request {
     struct request *next;
 };
 
-struct table { const struct rp_qmp_command *commands; unsigned n; void *ctx; };
-
 struct rp_qmp {
-    struct table tables[RP_QMP_TABLES_MAX];     /* constant after start */
-    unsigned ntables, nlisteners;
+    struct rp_qmp_commands commands;    /* control thread, once started */
+    unsigned nlisteners;
     int listeners[LISTENERS_MAX];
     struct rp_events *events;
     int subscription;
     int epoll_fd, wake_fd, request_fd;
-    const char *why_not;        /* control thread, once started: only early commands run; NULL: all */
     pthread_t thread;
     bool started;
 
@@ -75,178 +68,27 @@ static void drain(int fd)
     (void)n;
 }
 
-/* --- clients: output --- */
+/* --- clients --- */
 
-static void client_watch(struct rp_qmp *q, struct client *c)
+/* The client's next command, if a whole one is there and none is in work, to the control thread. */
+static void request_queue(struct rp_qmp *q, struct client *c)
 {
-    uint32_t want = (c->in_work || c->closing ? 0 : EPOLLIN) | (c->out.len > c->out_sent ? EPOLLOUT : 0);
-    if (want == c->watched)
-        return;
-    struct epoll_event ev = {.events = want, .data.u64 = c->id};
-    if (epoll_ctl(q->epoll_fd, EPOLL_CTL_MOD, c->fd, &ev) == 0)
-        c->watched = want;
-}
-
-static void client_flush(struct client *c)
-{
-    while (c->out.len > c->out_sent) {
-        ssize_t n = send(c->fd, c->out.data + c->out_sent, c->out.len - c->out_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            if (errno != EAGAIN)
-                c->closing = true;
-            break;
-        }
-        c->out_sent += (size_t)n;
-    }
-    if (c->out_sent == c->out.len) {
-        rp_buf_reset(&c->out);
-        c->out_sent = 0;
-    }
-}
-
-/* Queues one line and sends what the socket takes. A client that lets RP_QMP_OUTPUT_MAX pile up is dropped. */
-static void client_say(struct client *c, const char *text)
-{
-    if (c->closing)
-        return;
-    rp_buf_put(&c->out, text, strlen(text));
-    rp_buf_put(&c->out, "\r\n", 2);
-    client_flush(c);
-    if (c->out.failed || c->out.len - c->out_sent > RP_QMP_OUTPUT_MAX) {
-        rp_log(RP_LOG_WARN, "qmp: a client does not read its answers; it is dropped");
-        rp_buf_reset(&c->out);
-        c->out_sent = 0;
-        c->closing = true;
-    }
-}
-
-/* Steals msg. */
-static char *dump(json_t *msg)
-{
-    char *text = msg ? json_dumps(msg, JSON_COMPACT) : NULL;
-    json_decref(msg);
-    return text;
-}
-
-static json_t *error_message(const char *class, const struct rp_error *err, json_t *id)
-{
-    json_t *e = json_pack("{s:s, s:s}", "class", class, "desc", err->text);
-    if (e && err->exit != RP_EXIT_FAILED && err->exit != RP_EXIT_DONE)
-        json_object_set_new(e, "exit", json_integer(err->exit));    /* ours: the exit code a command should give */
-    json_t *m = json_object();
-    json_object_set_new(m, "error", e ? e : json_pack("{s:s, s:s}", "class", class, "desc", "the reason is not valid UTF-8"));
-    if (id)
-        json_object_set(m, "id", id);
-    return m;
-}
-
-static void client_refuse(struct client *c, const char *class, const struct rp_error *err, json_t *id)
-{
-    char *text = dump(error_message(class, err, id));
-    if (text)
-        client_say(c, text);
-    else
-        c->closing = true;
-    free(text);
-}
-
-static void client_greet(struct client *c)
-{
-    char *text = dump(json_pack("{s:{s:{s:{s:i,s:i,s:i},s:s},s:[]}}", "QMP", "version", "qemu", "major", RP_VERSION_MAJOR, "minor",
-                                RP_VERSION_MINOR, "micro", RP_VERSION_MICRO, "package", "reprise", "capabilities"));
-    if (text)
-        client_say(c, text);
-    free(text);
-}
-
-/* --- clients: input --- */
-
-static void request_queue(struct rp_qmp *q, struct client *c, json_t *message)
-{
-    struct request *r = calloc(1, sizeof(*r));
+    json_t *message = rp_qmp_client_next(&c->c);
+    struct request *r = message ? calloc(1, sizeof(*r)) : NULL;
     if (!r) {
+        if (message)
+            rp_qmp_client_answer(&c->c, NULL);
         json_decref(message);
-        c->closing = true;
         return;
     }
     r->client = c->id;
     r->message = message;
-    c->in_work = true;
     pthread_mutex_lock(&q->lock);
     *q->requests_end = r;
     q->requests_end = &r->next;
     pthread_mutex_unlock(&q->lock);
     wake(q->request_fd);
 }
-
-/* A whole message: negotiation is answered here, commands go to the control thread. Steals message. */
-static void client_message(struct rp_qmp *q, struct client *c, json_t *message)
-{
-    struct rp_error err = {0};
-    json_t *id = json_object_get(message, "id");
-    const char *name = json_string_value(json_object_get(message, "execute"));
-    if (!name) {
-        rp_error_set(&err, EINVAL, "the message has no \"execute\" with a command's name");
-        client_refuse(c, "GenericError", &err, id);
-    } else if (!c->negotiated && strcmp(name, "qmp_capabilities") != 0) {
-        rp_error_set(&err, EINVAL, "%.64s: capabilities come first: send qmp_capabilities", name);
-        client_refuse(c, "CommandNotFound", &err, id);
-    } else if (strcmp(name, "qmp_capabilities") == 0) {
-        if (c->negotiated) {
-            rp_error_set(&err, EINVAL, "capabilities were negotiated already");
-            client_refuse(c, "CommandNotFound", &err, id);
-        } else {
-            json_t *ok = json_pack("{s:{}}", "return");
-            if (id)
-                json_object_set(ok, "id", id);
-            char *text = dump(ok);
-            c->negotiated = true;
-            if (text)
-                client_say(c, text);
-            free(text);
-        }
-    } else {
-        request_queue(q, c, message);
-        return;
-    }
-    json_decref(message);
-}
-
-/* Works off what was read, until a command is in work or more bytes are needed. */
-static void client_parse(struct rp_qmp *q, struct client *c)
-{
-    while (!c->in_work && !c->closing) {
-        struct rp_error err = {0};
-        json_t *message = NULL;
-        int rc = rp_qmp_input_next(&c->in, &message, &err);
-        if (rc == 0)
-            return;
-        if (rc == 1) {
-            client_message(q, c, message);
-            continue;
-        }
-        client_refuse(c, "GenericError", &err, NULL);
-        if (rc != -EBADMSG)
-            c->closing = true;
-    }
-}
-
-static void client_read(struct rp_qmp *q, struct client *c)
-{
-    uint8_t bytes[4096];
-    ssize_t n = recv(c->fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (n <= 0 || rp_qmp_input_feed(&c->in, bytes, (size_t)n) < 0) {
-        c->closing = true;
-        return;
-    }
-    client_parse(q, c);
-}
-
-/* --- clients: coming and going --- */
 
 static void client_accept(struct rp_qmp *q, int listener)
 {
@@ -259,7 +101,7 @@ static void client_accept(struct rp_qmp *q, int listener)
         close(fd);
         return;
     }
-    c->fd = fd;
+    c->c.fd = fd;
     c->id = ++q->next_id;
     c->watched = EPOLLIN;
     struct epoll_event ev = {.events = EPOLLIN, .data.u64 = c->id};
@@ -271,14 +113,12 @@ static void client_accept(struct rp_qmp *q, int listener)
     c->next = q->clients;
     q->clients = c;
     q->nclients++;
-    client_greet(c);
+    rp_qmp_client_greet(&c->c);
 }
 
 static void client_free(struct client *c)
 {
-    close(c->fd);
-    rp_qmp_input_fini(&c->in);
-    rp_buf_fini(&c->out);
+    rp_qmp_client_fini(&c->c);
     free(c);
 }
 
@@ -295,13 +135,16 @@ static void clients_settle(struct rp_qmp *q)
 {
     for (struct client **p = &q->clients; *p;) {
         struct client *c = *p;
-        if (c->closing && c->out.len == c->out_sent) {
+        if (rp_qmp_client_over(&c->c)) {
             *p = c->next;
             q->nclients--;
             client_free(c);
             continue;
         }
-        client_watch(q, c);
+        uint32_t want = rp_qmp_client_wants(&c->c);
+        struct epoll_event ev = {.events = want, .data.u64 = c->id};
+        if (want != c->watched && epoll_ctl(q->epoll_fd, EPOLL_CTL_MOD, c->c.fd, &ev) == 0)
+            c->watched = want;
         p = &c->next;
     }
 }
@@ -321,17 +164,6 @@ static void on_event(void *ctx, const struct rp_event *e)
     q->ring[(q->ring_head + q->ring_count++) % EVENTS_MAX] = *e;
     pthread_mutex_unlock(&q->lock);
     wake(q->wake_fd);
-}
-
-static char *event_text(const struct rp_event *e, unsigned lost)
-{
-    json_t *data = json_loads(e->data, 0, NULL);
-    if (!data)
-        data = json_pack("{s:s}", "text", e->data);
-    if (lost)
-        json_object_set_new(data, "events-lost", json_integer(lost));
-    return dump(json_pack("{s:{s:I,s:I}, s:s, s:o}", "timestamp", "seconds", (json_int_t)(e->wall_ns / 1000000000u), "microseconds",
-                          (json_int_t)(e->wall_ns % 1000000000u / 1000u), "event", e->name, "data", data ? data : json_object()));
 }
 
 static bool event_next(struct rp_qmp *q, struct rp_event *e, unsigned *lost)
@@ -354,10 +186,10 @@ static void events_say(struct rp_qmp *q)
     struct rp_event e;
     unsigned lost;
     while (event_next(q, &e, &lost)) {
-        char *text = event_text(&e, lost);
+        char *text = rp_qmp_event_text(&e, lost);
         for (struct client *c = q->clients; text && c; c = c->next)
-            if (c->negotiated)
-                client_say(c, text);
+            if (c->c.negotiated)
+                rp_qmp_client_say(&c->c, text);
         free(text);
     }
 }
@@ -380,12 +212,8 @@ static void answers_say(struct rp_qmp *q)
         struct request *next = r->next;
         struct client *c = client_find(q, r->client);
         if (c) {
-            c->in_work = false;
-            if (r->answer)
-                client_say(c, r->answer);
-            else
-                c->closing = true;
-            client_parse(q, c);
+            rp_qmp_client_answer(&c->c, r->answer);
+            request_queue(q, c);
         }
         request_free(r);
         r = next;
@@ -410,16 +238,8 @@ static void on_epoll(struct rp_qmp *q, const struct epoll_event *ev)
     struct client *c = client_find(q, ev->data.u64);
     if (!c)
         return;
-    if ((ev->events & EPOLLERR) || ((ev->events & EPOLLHUP) && c->in_work)) {
-        rp_buf_reset(&c->out);
-        c->out_sent = 0;
-        c->closing = true;
-        return;
-    }
-    if (ev->events & EPOLLOUT)
-        client_flush(c);
-    if (ev->events & (EPOLLIN | EPOLLHUP))      /* gone, but what it sent before still counts */
-        client_read(q, c);
+    rp_qmp_client_ready(&c->c, ev->events);
+    request_queue(q, c);
 }
 
 static bool stopping(struct rp_qmp *q)
@@ -433,7 +253,7 @@ static bool stopping(struct rp_qmp *q)
 static bool clients_waiting(const struct rp_qmp *q)
 {
     for (const struct client *c = q->clients; c; c = c->next)
-        if (c->out.len > c->out_sent)
+        if (rp_qmp_client_wants(&c->c) & EPOLLOUT)
             return true;
     return false;
 }
@@ -458,92 +278,7 @@ static void *server_thread(void *arg)
     }
 }
 
-/* --- commands: the control thread --- */
-
-static const struct rp_qmp_command *command_find(const struct rp_qmp *q, const char *name, void **ctx)
-{
-    for (unsigned t = 0; t < q->ntables; t++)
-        for (unsigned i = 0; i < q->tables[t].n; i++)
-            if (strcmp(q->tables[t].commands[i].name, name) == 0) {
-                *ctx = q->tables[t].ctx;
-                return &q->tables[t].commands[i];
-            }
-    return NULL;
-}
-
-static const struct rp_qmp_arg *arg_find(const struct rp_qmp_arg *args, const char *name)
-{
-    for (; args && args->name; args++)
-        if (strcmp(args->name, name) == 0)
-            return args;
-    return NULL;
-}
-
-static int arg_check(const struct rp_qmp_arg *a, const json_t *value, struct rp_error *err)
-{
-    static const char *const kind[] = {[RP_QMP_STR] = "a string", [RP_QMP_BOOL] = "true or false", [RP_QMP_INT] = "a whole number",
-                                       [RP_QMP_SIZE] = "a whole number, not negative", [RP_QMP_ANY] = "anything"};
-    bool good = true;
-    switch ((enum rp_qmp_type)a->type) {
-    case RP_QMP_STR: good = json_is_string(value); break;
-    case RP_QMP_BOOL: good = json_is_boolean(value); break;
-    case RP_QMP_INT: good = json_is_integer(value); break;
-    case RP_QMP_SIZE: good = json_is_integer(value) && json_integer_value(value) >= 0; break;
-    case RP_QMP_ANY: break;
-    }
-    return good ? 0 : rp_error_set(err, EINVAL, "argument '%s' must be %s", a->name, kind[a->type]);
-}
-
-static int args_check(const struct rp_qmp_command *cmd, json_t *args, struct rp_error *err)
-{
-    const char *key;
-    json_t *value;
-    json_object_foreach(args, key, value) {
-        const struct rp_qmp_arg *a = arg_find(cmd->args, key);
-        if (!a)
-            return rp_error_set(err, EINVAL, "%s takes no argument '%.64s'", cmd->name, key);
-        int rc = arg_check(a, value, err);
-        if (rc < 0)
-            return rc;
-    }
-    for (const struct rp_qmp_arg *a = cmd->args; a && a->name; a++)
-        if (!a->optional && !json_object_get(args, a->name))
-            return rp_error_set(err, EINVAL, "%s needs the argument '%s'", cmd->name, a->name);
-    return 0;
-}
-
-/* Runs one command; the message it answers with. */
-static json_t *command_run(const struct rp_qmp *q, json_t *message)
-{
-    struct rp_error err = {0};
-    json_t *id = json_object_get(message, "id");
-    const char *name = json_string_value(json_object_get(message, "execute"));
-    void *ctx = NULL;
-    const struct rp_qmp_command *cmd = command_find(q, name, &ctx);
-    if (!cmd) {
-        rp_error_set(&err, ENOENT, "The command %.64s has not been found", name);
-        return error_message("CommandNotFound", &err, id);
-    }
-    json_t *args = json_object_get(message, "arguments");
-    json_t *none = args ? NULL : json_object();
-    struct rp_qmp_call call = {.ctx = ctx, .args = args ? args : none};
-    int rc = json_is_object(call.args) ? args_check(cmd, call.args, &err)
-                                       : rp_error_set(&err, EINVAL, "\"arguments\" must be an object");
-    if (rc == 0 && q->why_not && !cmd->early)
-        rc = rp_error_exit(&err, RP_EXIT_REFUSED, EAGAIN, "%s: %s", cmd->name, q->why_not);
-    if (rc == 0)
-        rc = cmd->run(&call, &err);
-    json_decref(none);
-    if (rc < 0) {
-        json_decref(call.result);
-        return error_message(rc == -ENODEV ? "DeviceNotFound" : "GenericError", &err, id);
-    }
-    json_t *m = json_object();
-    json_object_set_new(m, "return", call.result ? call.result : json_object());
-    if (id)
-        json_object_set(m, "id", id);
-    return m;
-}
+/* --- the control thread --- */
 
 void rp_qmp_dispatch(struct rp_qmp *q)
 {
@@ -556,7 +291,7 @@ void rp_qmp_dispatch(struct rp_qmp *q)
         pthread_mutex_unlock(&q->lock);
         if (!r)
             return;
-        r->answer = dump(command_run(q, r->message));
+        r->answer = rp_qmp_commands_run(&q->commands, r->message);
         r->next = NULL;
         pthread_mutex_lock(&q->lock);
         *q->answers_end = r;
@@ -568,22 +303,17 @@ void rp_qmp_dispatch(struct rp_qmp *q)
 
 void rp_qmp_not_ready(struct rp_qmp *q, const char *why_not)
 {
-    q->why_not = why_not;
+    q->commands.why_not = why_not;
 }
 
 void rp_qmp_ready(struct rp_qmp *q)
 {
-    q->why_not = NULL;
+    q->commands.why_not = NULL;
 }
 
 json_t *rp_qmp_command_list(const struct rp_qmp *q)
 {
-    json_t *list = json_array();
-    json_array_append_new(list, json_pack("{s:s}", "name", "qmp_capabilities"));
-    for (unsigned t = 0; t < q->ntables; t++)
-        for (unsigned i = 0; i < q->tables[t].n; i++)
-            json_array_append_new(list, json_pack("{s:s}", "name", q->tables[t].commands[i].name));
-    return list;
+    return rp_qmp_commands_list(&q->commands);
 }
 
 int rp_qmp_request_fd(const struct rp_qmp *q)
@@ -629,12 +359,9 @@ int rp_qmp_create(struct rp_events *events, struct rp_qmp **out, struct rp_error
     return 0;
 }
 
-int rp_qmp_add(struct rp_qmp *q, const struct rp_qmp_command *commands, unsigned n, void *ctx, struct rp_error *err)
+int rp_qmp_add(struct rp_qmp *q, struct rp_qmp_table table, void *ctx, struct rp_error *err)
 {
-    if (q->ntables == RP_QMP_TABLES_MAX)
-        return rp_error_set(err, EOVERFLOW, "qmp: more than %u command tables", RP_QMP_TABLES_MAX);
-    q->tables[q->ntables++] = (struct table){.commands = commands, .n = n, .ctx = ctx};
-    return 0;
+    return rp_qmp_commands_add(&q->commands, table, ctx, err);
 }
 
 int rp_qmp_listen(struct rp_qmp *q, int fd, struct rp_error *err)

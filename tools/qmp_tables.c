@@ -11,8 +11,7 @@ int rp_qmp_tables_add(struct rp_vm *vm, struct rp_error *err)
         rp_qmp_protect_table,
     };
     for (unsigned i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
-        struct rp_qmp_table t = tables[i]();
-        int rc = rp_qmp_add(vm->qmp, t.commands, t.n, vm, err);
+        int rc = rp_qmp_add(vm->qmp, tables[i](), vm, err);
         if (rc < 0)
             return rc;
     }

@@ -7,8 +7,6 @@
 
 #include "tools/vm.h"
 
-struct rp_qmp_table { const struct rp_qmp_command *commands; unsigned n; };
-
 struct rp_qmp_table rp_qmp_vm_table(void);          /* qmp_vm.c: the machine */
 struct rp_qmp_table rp_qmp_info_table(void);        /* qmp_info.c: query-… */
 struct rp_qmp_table rp_qmp_job_table(void);         /* qmp_job.c */

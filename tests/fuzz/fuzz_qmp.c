@@ -64,6 +64,7 @@ static const struct rp_qmp_arg echo_args[] = {
     {"text", RP_QMP_STR, true}, {"flag", RP_QMP_BOOL, true}, {"number", RP_QMP_INT, true}, {"bytes", RP_QMP_SIZE, true}, {"any", RP_QMP_ANY, true}, {0}};
 static const struct rp_qmp_arg fail_args[] = {{"text", RP_QMP_STR, false}, {0}};
 static const struct rp_qmp_command commands[] = {{"echo", cmd_echo, echo_args}, {"fail", cmd_fail, fail_args}, {"none", cmd_echo, NULL}};
+static const struct rp_qmp_table table = {commands, 3};
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -74,7 +75,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 8) < 0)
         return -1;
     FZ_HOLDS(rp_events_create(8, &events) == 0);
-    FZ_HOLDS(rp_qmp_create(events, &server, NULL) == 0 && RP_QMP_ADD(server, commands, NULL, NULL) == 0);
+    FZ_HOLDS(rp_qmp_create(events, &server, NULL) == 0 && rp_qmp_add(server, table, NULL, NULL) == 0);
     FZ_HOLDS(rp_qmp_listen(server, fd, NULL) == 0 && rp_qmp_start(server, NULL) == 0);
     return 0;
 }

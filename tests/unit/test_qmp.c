@@ -1,0 +1,241 @@
+/* The QMP server with real clients on a real socket; the commands are the test's, run on its own thread. */
+#include "tools/qmp_client.h"
+#include "tools/qmp_server.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define WAIT_MS 60000
+
+static struct rp_qmp *server;
+static struct rp_events *events;
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+static int cmd_echo(struct rp_qmp_call *call, struct rp_error *err)
+{
+    (void)err;
+    call->result = json_deep_copy(call->args);
+    return 0;
+}
+
+static int cmd_event(struct rp_qmp_call *call, struct rp_error *err)
+{
+    (void)call, (void)err;
+    rp_events_emit(events, 1, "CAUSED", "{\"n\": 1}");
+    return 0;
+}
+
+static int cmd_fail(struct rp_qmp_call *call, struct rp_error *err)
+{
+    (void)call;
+    return rp_error_exit(err, RP_EXIT_REFUSED, ENODEV, "there is none");
+}
+
+static int cmd_big(struct rp_qmp_call *call, struct rp_error *err)
+{
+    static char text[60001];
+    (void)err;
+    memset(text, 'x', sizeof(text) - 1);
+    call->result = json_pack("{s:s}", "text", text);
+    return 0;
+}
+
+static const struct rp_qmp_arg echo_args[] = {{"text", RP_QMP_STR, true}, {"size", RP_QMP_SIZE, true}, {0}};
+static const struct rp_qmp_arg need_args[] = {{"text", RP_QMP_STR, false}, {0}};
+static const struct rp_qmp_command commands[] = {{"echo", cmd_echo, echo_args, true}, {"event", cmd_event, NULL, false},
+                                                 {"fail", cmd_fail, NULL, false}, {"need", cmd_echo, need_args, false},
+                                                 {"big", cmd_big, NULL, false}};
+
+static void setup(void)
+{
+    struct rp_error err = {0};
+    snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "reprise-test-qmp-%d", getpid());
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    cr_assert_eq(listen(fd, 8), 0);
+    cr_assert_eq(rp_events_create(8, &events), 0);
+    cr_assert_eq(rp_qmp_create(events, &server, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_qmp_add(server, (struct rp_qmp_table){commands, 5}, NULL, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_qmp_listen(server, fd, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_qmp_start(server, &err), 0, "%s", err.text);
+}
+
+static void teardown(void)
+{
+    rp_qmp_destroy(server);
+    rp_events_destroy(events);
+}
+
+TestSuite(qmp, .init = setup, .fini = teardown, .timeout = 180);
+
+struct guest { int fd; struct rp_qmp_input in; };    /* a client's end */
+
+static struct guest come(void)
+{
+    struct guest g = {.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    cr_assert_eq(connect(g.fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    return g;
+}
+
+static void go(struct guest *g)
+{
+    close(g->fd);
+    rp_qmp_input_fini(&g->in);
+}
+
+static void tell(struct guest *g, const char *text)
+{
+    cr_assert_eq(send(g->fd, text, strlen(text), MSG_NOSIGNAL), (ssize_t)strlen(text));
+}
+
+/* The next message, commands being run meanwhile; NULL: the server has hung up. */
+static json_t *hear(struct guest *g)
+{
+    json_t *message = NULL;
+    while (rp_qmp_input_next(&g->in, &message, NULL) != 1) {
+        struct pollfd p[2] = {{.fd = g->fd, .events = POLLIN}, {.fd = rp_qmp_request_fd(server), .events = POLLIN}};
+        uint8_t bytes[4096];
+        cr_assert_gt(poll(p, 2, WAIT_MS), 0, "the server says nothing");
+        if (p[1].revents)
+            rp_qmp_dispatch(server);
+        if (!p[0].revents)
+            continue;
+        ssize_t n = read(g->fd, bytes, sizeof(bytes));
+        if (n <= 0)
+            return NULL;
+        cr_assert_eq(rp_qmp_input_feed(&g->in, bytes, (size_t)n), 0);
+    }
+    return message;
+}
+
+/* Says `text` (NULL: nothing) and expects the message `want`, given with ' for ". */
+static void expect(struct guest *g, const char *text, const char *want)
+{
+    char quoted[512];
+    snprintf(quoted, sizeof(quoted), "%s", want);
+    for (char *c = quoted; *c; c++)
+        if (*c == '\'')
+            *c = '"';
+    json_t *w = json_loads(quoted, 0, NULL);
+    cr_assert(w != NULL, "%s", quoted);
+    if (text)
+        tell(g, text);
+    json_t *got = hear(g);
+    cr_assert(got != NULL, "hung up instead of %s", want);
+    json_object_del(got, "timestamp");
+    char *said = json_dumps(got, 0);
+    cr_assert(json_equal(got, w), "%s instead of %s", said, want);
+    free(said);
+    json_decref(got);
+    json_decref(w);
+}
+
+static struct guest negotiate(void)
+{
+    struct guest g = come();
+    json_t *greeting = hear(&g);
+    cr_assert(json_object_get(json_object_get(greeting, "QMP"), "version") != NULL);
+    json_decref(greeting);
+    expect(&g, "{\"execute\": \"qmp_capabilities\", \"id\": [1]}", "{'return': {}, 'id': [1]}");
+    return g;
+}
+
+Test(qmp, negotiation_comes_first_and_once)
+{
+    struct guest g = come();
+    json_decref(hear(&g));
+    expect(&g, "{\"execute\": \"echo\", \"id\": 7}",
+           "{'error': {'class': 'CommandNotFound', 'desc': 'echo: capabilities come first: send qmp_capabilities'}, 'id': 7}");
+    expect(&g, "{\"execute\": \"qmp_capabilities\"}", "{'return': {}}");
+    expect(&g, "{\"execute\": \"qmp_capabilities\"}",
+           "{'error': {'class': 'CommandNotFound', 'desc': 'capabilities were negotiated already'}}");
+    expect(&g, "{\"id\": 1}",
+           "{'error': {'class': 'GenericError', 'desc': 'the message has no \\u0022execute\\u0022 with a command\\u0027s name'}, 'id': 1}");
+    go(&g);
+}
+
+Test(qmp, arguments_agree_with_the_table)
+{
+    struct guest g = negotiate();
+    expect(&g, "{\"execute\": \"echo\", \"arguments\": {\"text\": \"a\", \"size\": 3}, \"id\": \"x\"}",
+           "{'return': {'text': 'a', 'size': 3}, 'id': 'x'}");
+    expect(&g, "{\"execute\": \"echo\", \"arguments\": {\"size\": -1}}",
+           "{'error': {'class': 'GenericError', 'desc': 'argument \\u0027size\\u0027 must be a whole number, not negative'}}");
+    expect(&g, "{\"execute\": \"echo\", \"arguments\": {\"other\": 1}}",
+           "{'error': {'class': 'GenericError', 'desc': 'echo takes no argument \\u0027other\\u0027'}}");
+    expect(&g, "{\"execute\": \"need\"}", "{'error': {'class': 'GenericError', 'desc': 'need needs the argument \\u0027text\\u0027'}}");
+    expect(&g, "{\"execute\": \"echo\", \"arguments\": []}",
+           "{'error': {'class': 'GenericError', 'desc': '\\u0022arguments\\u0022 must be an object'}}");
+    expect(&g, "{\"execute\": \"nothing\"}", "{'error': {'class': 'CommandNotFound', 'desc': 'The command nothing has not been found'}}");
+    expect(&g, "{\"execute\": \"fail\"}", "{'error': {'class': 'DeviceNotFound', 'desc': 'there is none', 'exit': 5}}");
+    go(&g);
+}
+
+/* Many commands in one write: answered one after the other, and what a command caused is said before its answer. */
+Test(qmp, order)
+{
+    struct guest g = negotiate(), other = negotiate();
+    tell(&g, "{\"execute\": \"echo\", \"id\": 1} {\"execute\": \"event\", \"id\": 2} {\"execute\": \"echo\", \"id\": 3}");
+    expect(&g, NULL, "{'return': {}, 'id': 1}");
+    expect(&g, NULL, "{'event': 'CAUSED', 'data': {'n': 1}}");
+    expect(&g, NULL, "{'return': {}, 'id': 2}");
+    expect(&g, NULL, "{'return': {}, 'id': 3}");
+    expect(&other, NULL, "{'event': 'CAUSED', 'data': {'n': 1}}");     /* everybody hears of it */
+    go(&g);
+    go(&other);
+}
+
+Test(qmp, only_early_commands_while_there_is_no_vm)
+{
+    struct guest g = negotiate();
+    rp_qmp_not_ready(server, "it does not run here");
+    expect(&g, "{\"execute\": \"echo\"}", "{'return': {}}");
+    expect(&g, "{\"execute\": \"event\"}", "{'error': {'class': 'GenericError', 'desc': 'event: it does not run here', 'exit': 5}}");
+    rp_qmp_ready(server);
+    expect(&g, "{\"execute\": \"fail\"}", "{'error': {'class': 'DeviceNotFound', 'desc': 'there is none', 'exit': 5}}");
+    go(&g);
+}
+
+/* INV-4: junk is refused and the client goes on; what never ends is hung up on; the others do not notice. */
+Test(qmp, junk)
+{
+    struct guest g = negotiate(), endless = negotiate();
+    expect(&g, "[1, 2]\n", "{'error': {'class': 'GenericError', 'desc': 'JSON: an object is expected, beginning with {'}}");
+    static char text[RP_QMP_MESSAGE_MAX + 4096];
+    memset(text, '{', 1);
+    memset(text + 1, ' ', sizeof(text) - 2);
+    tell(&endless, text);
+    json_t *m = hear(&endless);
+    cr_assert(json_object_get(m, "error") != NULL);
+    json_decref(m);
+    cr_assert_null(hear(&endless));
+    expect(&g, "{\"execute\": \"echo\"}", "{'return': {}}");
+    go(&g);
+    go(&endless);
+}
+
+/* A client that asks and never reads: its memory here is bounded, it is dropped, and the others are served. */
+Test(qmp, a_client_that_does_not_read)
+{
+    struct guest deaf = negotiate(), g = negotiate();
+    char junk[4096];
+    for (unsigned i = 0; i < 64; i++)
+        tell(&deaf, "{\"execute\": \"big\"}");
+    for (struct pollfd p = {.fd = deaf.fd, .events = 0}; !(p.revents & POLLHUP); poll(&p, 1, 0)) {
+        struct pollfd r = {.fd = rp_qmp_request_fd(server), .events = POLLIN};
+        if (poll(&r, 1, 1) > 0)
+            rp_qmp_dispatch(server);
+    }
+    size_t got = 0;
+    for (ssize_t n; (n = read(deaf.fd, junk, sizeof(junk))) > 0; got += (size_t)n)
+        ;
+    cr_assert_lt(got, 64 * 60000u, "it heard everything");
+    expect(&g, "{\"execute\": \"echo\"}", "{'return': {}}");
+    go(&deaf);
+    go(&g);
+}
