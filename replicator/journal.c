@@ -179,7 +179,20 @@ static int grow(struct rp_journal *j, size_t need)
     return 0;
 }
 
-/* One record, PADs too. -ENODATA: none that continues the chain. */
+/* What append and commit could have written. `data`: the bytes behind the header. */
+static bool makes_sense(const struct rp_journal_record *r, uint32_t data)
+{
+    switch (r->kind) {
+    case RP_DISK_KIND_WRITE: return r->len == data;
+    case RP_DISK_KIND_ZERO:
+    case RP_DISK_KIND_DISCARD: return data == 0 && r->len <= UINT32_MAX;
+    case RP_JOURNAL_COMMIT:
+    case PAD: return data == 0;
+    default: return false;
+    }
+}
+
+/* One record, PADs too. -ENODATA: none that continues the chain; -EBADMSG: it does, and nobody of us wrote it. */
 static int read_any(struct rp_journal *j, struct rp_journal_pos *pos, struct rp_journal_record *out)
 {
     uint64_t left = j->ring - pos->at % j->ring;
@@ -202,6 +215,8 @@ static int read_any(struct rp_journal *j, struct rp_journal_pos *pos, struct rp_
         return -ENODATA;
     *out = (struct rp_journal_record){.kind = rp_ld32(h + 4), .disk = rp_ld32(h + 16), .offset = rp_ld64(h + 24),
                                       .len = rp_ld64(h + 32), .data = j->buf};
+    if (!makes_sense(out, data))
+        return -EBADMSG;
     pos->chain = chain;
     pos->at += out->kind == PAD ? left : padded(data);
     if (out->kind == RP_JOURNAL_COMMIT)
@@ -221,7 +236,7 @@ int rp_journal_read(struct rp_journal *j, struct rp_journal_pos *pos, struct rp_
 }
 
 /* J2: where the last COMMIT of the unbroken chain ends. */
-static int find_end(struct rp_journal *j)
+static int find_end(struct rp_journal *j, struct rp_error *err)
 {
     struct rp_journal_pos pos, end;
     struct rp_journal_record r;
@@ -231,8 +246,11 @@ static int find_end(struct rp_journal *j)
     while (pos.at - atomic_load(&j->tail) < j->ring && (rc = read_any(j, &pos, &r)) == 0)
         if (r.kind == RP_JOURNAL_COMMIT)
             end = pos;
+    if (rc == -EBADMSG)
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "%s: the record at %llu makes no sense: another program wrote it", j->path,
+                             (unsigned long long)pos.at);
     if (rc < 0 && rc != -ENODATA)
-        return rc;
+        return rp_error_set(err, rc, "%s: cannot be read: %s", j->path, strerror(-rc));
     j->head = end.at;
     j->chain = j->committed_chain = end.chain;
     j->epoch = end.epoch;
@@ -356,8 +374,8 @@ int rp_journal_open(const struct rp_durable *io, const char *path, struct rp_jou
         return -ENOMEM;
     j->fd = open(path, O_RDWR | O_CLOEXEC);
     int rc = j->fd < 0 ? rp_error_set(err, errno, "%s: %s", path, strerror(errno)) : get_slot(j, err);
-    if (rc == 0 && (rc = find_end(j)) < 0)
-        rp_error_set(err, rc, "%s: cannot be read: %s", path, strerror(-rc));
+    if (rc == 0)
+        rc = find_end(j, err);
     if (rc < 0) {
         rp_journal_close(j);
         return rc;

@@ -54,7 +54,7 @@ struct rp_journal;
 /* A new, empty journal; its space is reserved. Replaces what was there. */
 int rp_journal_create(const struct rp_durable *io, const char *path, uint64_t ring_bytes, const struct rp_journal_identity *id,
                       struct rp_journal **out, struct rp_error *err) RP_MUST_CHECK;
-/* One that is there: finds its end (J2). -ENOENT; RP_EXIT_DAMAGED: no valid header. */
+/* One that is there: finds its end (J2). -ENOENT; RP_EXIT_DAMAGED: no valid header, or a whole record that no append could have written. */
 int rp_journal_open(const struct rp_durable *io, const char *path, struct rp_journal **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_journal_close(struct rp_journal *j);
 const struct rp_journal_identity *rp_journal_identity(const struct rp_journal *j);

@@ -9,6 +9,7 @@ unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_lanes.c
 unit_SRCS += tests/unit/test_rdma.c
 unit_SRCS += tests/unit/test_replica.c
+unit_SRCS += tests/unit/test_journal.c
 # core
 unit_SRCS += tests/unit/test_basics.c
 unit_SRCS += tests/unit/test_state.c

@@ -9,6 +9,9 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -50,5 +53,25 @@ __attribute__((noreturn)) static inline void fz_fail(const char *file, int line,
     abort();
 }
 #define FZ_HOLDS(what) do { if (!(what)) fz_fail(__FILE__, __LINE__, #what); } while (0)
+
+/* A folder in memory, emptied and removed when this process has ended, however it ends. `out`: 64 bytes. */
+static inline void fz_folder(char *out)
+{
+    struct stat st;
+    int end[2];
+    snprintf(out, 64, "%s/reprise-fuzz-XXXXXX", stat("/dev/shm", &st) == 0 ? "/dev/shm" : "/tmp");
+    FZ_HOLDS(mkdtemp(out) != NULL && pipe(end) == 0);
+    pid_t child = fork();
+    FZ_HOLDS(child >= 0);
+    if (child == 0) {
+        char byte;
+        close(end[1]);
+        while (read(end[0], &byte, 1) > 0)
+            continue;
+        execl("/bin/rm", "rm", "-rf", "--", out, (char *)NULL);
+        _exit(1);
+    }
+    close(end[0]);      /* end[1] stays open as long as this process lives */
+}
 
 #endif
