@@ -39,6 +39,13 @@ void rp_fault_reload(void)
     atomic_store(&armed, point);
 }
 
+static void say(enum rp_fault_point point)
+{
+    for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
+        if (points[i].point == (int)point)
+            rp_log(RP_LOG_WARN, "fault point %s fires", points[i].name);
+}
+
 bool rp_fault(enum rp_fault_point point)
 {
     int a = atomic_load_explicit(&armed, memory_order_relaxed);
@@ -48,6 +55,7 @@ bool rp_fault(enum rp_fault_point point)
     }
     if (a != (int)point || atomic_fetch_sub(&left, 1) != 1)
         return false;
+    say(point);
     if (atomic_load(&action) == ACT_KILL)
         kill(getpid(), SIGKILL);
     if (atomic_load(&action) == ACT_STALL) {

@@ -1,7 +1,7 @@
 /*
  * fault.h - numbered fault points. RP_FAULT=name:nth[:action] in the environment makes the nth visit of a point
  * fail (action: error, the default; kill = SIGKILL to itself; stall = sleep for a second).
- * One line per site: `if (rp_fault(RP_FAULT_SINK_WRITE)) return …;`. Numbers are stable; every point has a test
+ * It says so in the log. One line per site: `if (rp_fault(RP_FAULT_SINK_WRITE)) return …;`. Numbers are stable; every point has a test
  * (tests/faults.mk lists them, make check compares). Cost when unset: one load and one branch. Any thread.
  */
 #ifndef RP_CORE_FAULT_H

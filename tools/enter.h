@@ -37,7 +37,8 @@ int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err) RP_MUST_CHEC
 
 /* Makes the machine that the newest epoch is of, around the image's RAM: CREATED, nothing of the epoch is in it yet, and the
  * image may go on taking epochs (RAM is the same; nothing of the machine runs). `cfg`: the host-side options; the rest is
- * filled in from the epoch, the name only when it is empty. The machine owns RAM from then on: it goes after the entry. */
+ * filled in from the epoch, the name only when it is empty. The machine owns RAM from then on: it goes after the entry. On error
+ * the image is as it was: it may be tried again. */
 int rp_entry_make(struct rp_entry *e, struct rp_machine_config *cfg, struct rp_events *events, struct rp_machine **out,
                   struct rp_error *err) RP_MUST_CHECK;
 /* Enters the newest epoch: PAUSED. Its history goes in front of what `events` holds. `moved`: other instances of this epoch

@@ -75,7 +75,7 @@ static int query_events(struct rp_qmp_call *call, struct rp_error *err)
 {
     static const char *const names[] = {"STOP", "RESUME", "POWERDOWN", "RESET", "SHUTDOWN", "GUEST_FAILED", "DEVICE_BROKEN",
                                         "BALLOON_CHANGE", "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED", "PROTECTED", "PROTECT_LOST", "UNPROTECTED",
-                                        "OUTPUTS_OPEN", "SWITCHED", "SWITCHED_HERE", "TAKEN_OVER", "ENTERED", "PRIMARY_CONNECTED",
+                                        "OUTPUTS_OPEN", "SWITCHED", "SWITCHED_HERE", "TAKEN_OVER", "TAKEOVER_WAITS", "ENTERED", "PRIMARY_CONNECTED",
                                         "PRIMARY_LOST", "STANDBY_READY", "STANDBY_BEHIND", "STANDBY_FORGOT", "LEASE_HELD", "LEASE_LOST",
                                         "LEASE_REGAINED", "LEASE_ADVANCED"};
     json_t *list = json_array();

@@ -17,10 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define ANSWER_MS 1000          /* for a source to say that it knows; less than it waits for us (protect.c) */
 #define RETRY_MS 20
+#define AGAIN_S 1               /* between two attempts to make the machine when the primary is dead */
 
 enum state { WAITING, SYNCING, READY, ALONE, HANDED_OVER, BEHIND, TAKING };
 static const char *const state_names[] = {"waiting", "syncing", "ready", "alone", "handed-over", "behind", "taking-over"};
@@ -34,8 +36,10 @@ struct rp_standby {
     struct rp_link_recv *recv;
     pthread_t thread;
     bool serving;                   /* control: the thread is there */
-    bool unusable;                  /* serving thread: no machine could be made, and the image's memory went with it */
+    bool unusable;                  /* serving thread: no machine can be made here of what the primary sends */
+    bool promoted, again;           /* control: the disks are the VM's; no machine could be made, and that may change */
     int event_fd;                   /* the serving thread has ended, or failed */
+    int again_fd;                   /* a timer: the next attempt to take over is due */
     char uri[400];
     pthread_mutex_t lock;
     enum state state;               /* lock */
@@ -285,17 +289,28 @@ static void end_serving(struct rp_standby *s, bool hard)
 
 /* --- taking over; control thread, the lease is held --- */
 
+/* The disks become the VM's. Once. */
+static int promote(struct rp_standby *s, struct rp_error *err)
+{
+    int rc = s->promoted ? 0 : rp_replica_promote(s->replica, s->epoch, rp_fence_term(s->vm->fence), err);
+    for (unsigned i = 0; i < s->o->machine.ndisks; i++)
+        s->o->machine.disks[i].take = true;     /* the marks are ours now */
+    s->promoted = rc == 0;
+    return rc;
+}
+
 /* The machine is the newest epoch's. Its outputs are shut until it is bound to the fence. */
 static int enter(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_vm *vm = s->vm;
-    if (rp_fault(RP_FAULT_TAKEOVER_CLAIMED))
-        return rp_error_set(err, EIO, "taking over: fault point");
-    int rc = rp_replica_promote(s->replica, s->epoch, rp_fence_term(vm->fence), err);
-    for (unsigned i = 0; i < s->o->machine.ndisks; i++)
-        s->o->machine.disks[i].take = true;     /* the marks are ours now */
-    if (rc == 0 && !s->machine)
+    s->again = rp_fault(RP_FAULT_TAKEOVER_CLAIMED);
+    if (s->again)
+        return rp_error_set(err, EIO, "before the machine: fault point");
+    int rc = promote(s, err);
+    if (rc == 0 && !s->machine) {
         rc = make_machine(s, err);
+        s->again = rc < 0;      /* a disk's server that is down, a lock that a dying process holds, … */
+    }
     if (rc == 0)
         rc = rp_entry_enter(s->entry, s->machine, vm->events, true, err);
     if (rc < 0)
@@ -345,6 +360,23 @@ static void takeover_failed(struct rp_standby *s, struct rp_error *err)
     rp_vm_leave_because(s->vm, err);
 }
 
+/* The primary is dead and what is held here is all there is of the VM: the lease is kept, and it is tried again. */
+static void try_again_later(struct rp_standby *s, const struct rp_error *why)
+{
+    const struct itimerspec in = {.it_value.tv_sec = AGAIN_S};
+    char text[160];
+    pthread_mutex_lock(&s->lock);
+    bool told = strcmp(s->why, why->text) == 0;
+    snprintf(s->why, sizeof(s->why), "%.250s", why->text);
+    pthread_mutex_unlock(&s->lock);
+    if (!told) {
+        rp_log(RP_LOG_ERROR, "taking over VM \"%s\" at epoch %llu: %s; it is tried again every %u s", s->vm->name,
+               (unsigned long long)s->epoch, why->text, AGAIN_S);
+        rp_events_emit(s->vm->events, s->epoch, "TAKEOVER_WAITS", "{\"reason\": \"%s\"}", rp_json_escape(why->text, text, sizeof(text)));
+    }
+    (void)timerfd_settime(s->again_fd, 0, &in, NULL);
+}
+
 static void takeover(struct rp_standby *s)
 {
     struct rp_vm *vm = s->vm;
@@ -352,9 +384,15 @@ static void takeover(struct rp_standby *s)
     uint64_t start = rp_clock_ns(), detected = s->outcome.detected_ns, heard = s->outcome.last_heard_ns;
     bool handed_over = state_of(s) == HANDED_OVER;
     end_serving(s, !handed_over);
+    if (!s->again)
+        rp_events_emit(vm->events, s->epoch, "LEASE_HELD", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
     set_state(s, TAKING);
-    rp_events_emit(vm->events, s->epoch, "LEASE_HELD", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
     int rc = enter(s, &err);
+    s->again &= !handed_over;
+    if (s->again) {
+        try_again_later(s, &err);
+        return;
+    }
     uint64_t entered = rp_clock_ns();
     if (rc == 0)
         rc = settle_with_source(s, &err);
@@ -383,13 +421,19 @@ void rp_standby_on_fence(struct rp_vm *vm)
     enum state state = state_of(s);
     switch (rp_fence_state(vm->fence)) {
     case RP_FENCE_HELD:
-        if (state == ALONE || state == HANDED_OVER)
+        if (state == ALONE || state == HANDED_OVER || s->again)
             takeover(s);
         break;
     case RP_FENCE_BEHIND:
-        if (state != ALONE && state != HANDED_OVER)
+        if (state != ALONE && state != HANDED_OVER && !s->again)
             break;
         rp_fence_info(vm->fence, &info);
+        if (s->again) {
+            rp_error_exit(&err, RP_EXIT_REFUSED, ESTALE, "taking over VM \"%s\": %s; meanwhile %s has taken the lease (term %llu)", vm->name,
+                          s->why, info.holder, (unsigned long long)info.term);
+            rp_vm_leave_because(vm, &err);
+            break;
+        }
         set_state(s, BEHIND);
         rp_events_emit(vm->events, s->epoch, "STANDBY_BEHIND", "{\"epoch\": %llu, \"holder\": \"%.60s\", \"lease-term\": %llu}",
                        (unsigned long long)s->epoch, info.holder, (unsigned long long)info.term);
@@ -413,6 +457,14 @@ static void on_event(void *ctx)
         return;
     if (s->failure.code)
         rp_vm_leave_because(s->vm, &s->failure);
+}
+
+static void on_again(void *ctx)
+{
+    struct rp_standby *s = ctx;
+    uint64_t n;
+    if (read(s->again_fd, &n, sizeof(n)) == sizeof(n) && s->again)
+        rp_standby_on_fence(s->vm);
 }
 
 /* --- making and ending --- */
@@ -454,9 +506,12 @@ int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error 
     s->since_wall_ns = rp_wall_ns();
     pthread_mutex_init(&s->lock, NULL);
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int rc = s->event_fd < 0 ? rp_error_set(err, errno, "eventfd: %s", strerror(errno)) : 0;
+    s->again_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    int rc = s->event_fd < 0 || s->again_fd < 0 ? rp_error_set(err, errno, "no descriptor: %s", strerror(errno)) : 0;
     if (rc == 0)
         rc = rp_vm_watch(vm, s->event_fd, on_event, s, err);
+    if (rc == 0)
+        rc = rp_vm_watch(vm, s->again_fd, on_again, s, err);
     if (rc == 0)
         rc = listen_at(s, &o->pair, err);
     if (rc < 0)
@@ -476,9 +531,12 @@ void rp_standby_stop(struct rp_vm *vm)
     rp_link_recv_destroy(s->recv);
     free_image(s);
     rp_replica_close(s->replica);
-    if (s->event_fd >= 0) {
-        rp_vm_unwatch(vm, s->event_fd);
-        close(s->event_fd);
+    for (int i = 0; i < 2; i++) {
+        int fd = i ? s->again_fd : s->event_fd;
+        if (fd >= 0) {
+            rp_vm_unwatch(vm, fd);
+            close(fd);
+        }
     }
     pthread_mutex_destroy(&s->lock);
     free(s);

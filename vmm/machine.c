@@ -334,10 +334,8 @@ static void free_config(struct rp_machine_config *c)
 #undef FREE
 }
 
-void rp_machine_destroy(struct rp_machine *m)
+void rp_machine_unmake(struct rp_machine *m, struct rp_guest_ram *ram)
 {
-    if (!m)
-        return;
     bring_down(m);
     while (m->ndevices > 0) {
         struct rp_device *d = &m->devices[--m->ndevices];
@@ -360,15 +358,22 @@ void rp_machine_destroy(struct rp_machine *m)
         close(m->ask_fd);
     if (m->end_fd >= 0)
         close(m->end_fd);
-    if (m->ram) {
+    if (m->ram && ram)
+        memcpy(ram, m->ram, sizeof *ram);
+    else if (m->ram)
         rp_guest_ram_fini(m->ram);
-        free(m->ram);
-    }
+    free(m->ram);
     free_config(&m->cfg);
     pthread_cond_destroy(&m->uncut);
     pthread_mutex_destroy(&m->control);
     pthread_mutex_destroy(&m->lock);
     free(m);
+}
+
+void rp_machine_destroy(struct rp_machine *m)
+{
+    if (m)
+        rp_machine_unmake(m, NULL);
 }
 
 /* --- what QMP and status ask --- */

@@ -95,7 +95,9 @@ int rp_machine_add(struct rp_machine *m, const struct rp_device *d, struct rp_er
 /* Loads the kernel and sets vCPU 0 to start it. vCPUs still. */
 int rp_machine_boot(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
 
-/* machine.c; control held. */
+/* machine.c. Destroys; `ram` not NULL: guest memory goes there, if the machine had any yet. */
+void rp_machine_unmake(struct rp_machine *m, struct rp_guest_ram *ram);
+/* control held. */
 void rp_machine_stand_still(struct rp_machine *m, bool save);
 void rp_machine_run(struct rp_machine *m);
 void rp_machine_ask(struct rp_machine *m, unsigned what);

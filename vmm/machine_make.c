@@ -377,7 +377,7 @@ int rp_machine_create(const struct rp_machine_config *cfg, struct rp_events *eve
     if (rc == 0)
         rc = make(m, cfg, err);
     if (rc < 0) {
-        rp_machine_destroy(m);
+        rp_machine_unmake(m, cfg->adopt);
         return rc;
     }
     rp_machine_source_init(m);

@@ -54,6 +54,34 @@ Test(machine, runs_pauses_resumes)
     rp_machine_destroy(m);
 }
 
+/* INV-2: a standby that cannot make its machine (a disk is not there yet) still holds what it needs for the next attempt. */
+Test(machine, INV2_who_cannot_be_made_leaves_the_adopted_memory, .timeout = 120)
+{
+    struct rp_machine_config cfg = native_config("idle", "", 1, 64);
+    struct rp_ram_config how = {.size_bytes = 64 << 20};
+    struct rp_guest_ram ram = {.memfd = -1};
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+
+    need_kvm("idle");
+    cr_assert_eq(rp_guest_ram_init(&ram, &how, &err), 0, "%s", err.text);
+    memset(ram.view.base + (32 << 20), 0x5a, RP_PAGE_SIZE);
+    cfg.adopt = &ram;
+    cfg.kernel = NULL;
+    cfg.ndisks = 1;
+    cfg.disks[0].path = "/nonexistent/disk";
+    for (int i = 0; i < 2; i++) {
+        cr_assert_lt(rp_machine_create(&cfg, NULL, &m, &err), 0);
+        cr_assert_not_null(ram.view.base);
+        cr_assert_eq(ram.view.base[(32 << 20) + RP_PAGE_SIZE - 1], 0x5a);
+    }
+    cfg.ndisks = 0;
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_null(ram.view.base, "the machine has it now");
+    cr_assert_eq(rp_machine_ram(m)->view.base[32 << 20], 0x5a);
+    rp_machine_destroy(m);
+}
+
 Test(machine, guest_ends_itself)
 {
     struct rp_machine_config cfg = native_config("idle", "run=20ms end=off", 1, 64);

@@ -36,11 +36,11 @@ sync
 echo 3 > /proc/sys/vm/drop_caches
 """
 
-# Run after every start; 9p cannot be part of a snapshot. The images never change: they may be cached.
+# Run after every start; 9p cannot be part of a snapshot. Images and build do not change during a run: they may be cached.
 MOUNT = """
 set -e
 options=trans=virtio,version=9p2000.L,msize=524288
-mount -t 9p -o $options,cache=none,ro build /mnt/build
+mount -t 9p -o $options,cache=loose,ro build /mnt/build
 mount -t 9p -o $options,cache=loose,ro images /mnt/images
 mount -t 9p -o $options,cache=none result /mnt/result
 mount -t 9p -o $options,cache=none shared /mnt/shared

@@ -74,7 +74,8 @@ class Pair:
             raise self.lab.Failure(f"standby on {host} ended with {self.standby_job.rc}:\n{self.standby_job.output[-1000:]}")
 
     def _listens(self, host):
-        return any(word in host.run("rdma resource show cm_id; ss -Hltn; ss -Hlx").output for word in (f":{PORT}", "/run/reprise-standby"))
+        look = {"unix": "ss -Hlx", "tcp": "ss -Hltn", "rdma": "rdma resource show cm_id"}[self.transport]
+        return any(word in host.run(look).output for word in (f":{PORT}", "/run/reprise-standby"))
 
     def _place(self, host):
         if isinstance(host, Side):
