@@ -23,6 +23,8 @@ static int header_validate(const void *state, struct rp_error *err)
         return header_bad(err, "an epoch's number is above its parent's");
     if (((h->flags & RP_EPOCH_FULL) != 0) != (h->parent == 0))
         return header_bad(err, "a full epoch has no parent, a delta has one");
+    if ((h->flags & RP_EPOCH_RESYNC) && !(h->flags & RP_EPOCH_FULL))
+        return header_bad(err, "a resync is a full epoch");
     if (h->nregions == 0 || h->nregions > RP_RAM_REGIONS_MAX || h->gfn_end > GFN_END_MAX)
         return header_bad(err, "the RAM layout is impossible");
     for (uint32_t i = 0; i < h->nregions; i++) {

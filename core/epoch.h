@@ -20,7 +20,9 @@ enum rp_epoch_reason {          /* why it was cut; permanent numbers */
     RP_CUT_FINAL = 6,           /* migration or switchover: the source stops here */
 };
 
-#define RP_EPOCH_FULL 1u        /* self-contained: its RAM records cover every non-zero page */
+#define RP_EPOCH_FULL 1u        /* self-contained: its RAM records cover every non-zero page … */
+#define RP_EPOCH_RESYNC 2u      /* … or, with this, every page that differs from what the receiver has said it holds: on a link
+                                   only (docs/link.md), with RP_EPOCH_FULL */
 
 struct rp_epoch_header {
     uint8_t vm_id[16];

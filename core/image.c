@@ -31,6 +31,7 @@ struct rp_image {
     struct rp_epoch_trailer trailer;
     struct rp_sections sections, next_sections;
     uint64_t records, entries, disk_bytes;  /* of the epoch being taken */
+    bool doubtful;                      /* RAM is not what the hashes say */
 
     uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; full epoch: 1 + pass last written; 0: none */
     struct staged_page *pages;
@@ -78,6 +79,11 @@ static uint8_t *staged_at(struct rp_image *img, uint32_t i)
     return img->blocks[i / BLOCK_PAGES] + (size_t)(i % BLOCK_PAGES) * RP_PAGE_SIZE;
 }
 
+static bool resyncs(const struct rp_image *img)
+{
+    return img->next_header.flags & RP_EPOCH_RESYNC;
+}
+
 static void clear_marks(struct rp_image *img)
 {
     if (img->phase == PHASE_DIRECT)
@@ -88,15 +94,24 @@ static void clear_marks(struct rp_image *img)
     img->npages = 0;
 }
 
-/* A full epoch that failed half-way left garbage in RAM: back to zeroes, so that EMPTY means empty. */
+/* Back to zeroes: a full epoch starts from there. */
 static void wipe(struct rp_image *img)
 {
     for (uint32_t i = 0; i < img->ram.nregions; i++)
         for (uint64_t g = img->ram.regions[i].gfn; g < img->ram.regions[i].gfn + img->ram.regions[i].pages; g++)
-            if (img->digest.pages[g].lo | img->digest.pages[g].hi) {
+            if ((img->digest.pages[g].lo | img->digest.pages[g].hi) ||
+                (img->doubtful && !rp_page_is_zero(rp_ram_page(&img->ram, g)))) {
                 memset(rp_ram_page(&img->ram, g), 0, RP_PAGE_SIZE);
                 rp_digest_update(&img->digest, g, (struct rp_hash128){0, 0});
             }
+    img->doubtful = false;
+}
+
+/* What was held is held no more: the epoch being taken has begun to change RAM. */
+static void lose_epoch(struct rp_image *img)
+{
+    img->epoch = 0;
+    img->header = img->next_header;     /* whose VM's pages are there */
     rp_sections_reset(&img->sections);
 }
 
@@ -104,10 +119,8 @@ void rp_image_drop(struct rp_image *img)
 {
     if (img->phase != PHASE_DIRECT && img->phase != PHASE_STAGING)
         return;
-    if (img->phase == PHASE_DIRECT) {
-        img->epoch = 0;
+    if (img->phase == PHASE_DIRECT && img->mode == RP_IMAGE_DIRECT)
         wipe(img);
-    }
     clear_marks(img);
     rp_sections_reset(&img->next_sections);
     img->phase = PHASE_BETWEEN;
@@ -117,13 +130,53 @@ void rp_image_drop(struct rp_image *img)
 
 /* --- staging: pages are kept decoded, so that verifying hashes what will be applied and applying is a copy --- */
 
+static void apply_staged(struct rp_image *img)
+{
+    for (uint32_t i = 0; i < img->npages; i++) {
+        const struct staged_page *p = &img->pages[i];
+        if (p->zero)
+            memset(rp_ram_page(&img->ram, p->gfn), 0, RP_PAGE_SIZE);
+        else
+            memcpy(rp_ram_page(&img->ram, p->gfn), staged_at(img, i), RP_PAGE_SIZE);
+        rp_digest_update(&img->digest, p->gfn, p->hash);
+    }
+}
+
+/* The digest of RAM with the staged pages in it; fills in their hashes. */
+static struct rp_hash128 staged_digest(struct rp_image *img)
+{
+    struct rp_hash128 sum = img->digest.sum;
+    for (uint32_t i = 0; i < img->npages; i++) {
+        struct staged_page *p = &img->pages[i];
+        p->hash = p->zero ? (struct rp_hash128){0, 0} : rp_page_hash(p->gfn, staged_at(img, i));
+        sum.lo += p->hash.lo - img->digest.pages[p->gfn].lo;
+        sum.hi += p->hash.hi - img->digest.pages[p->gfn].hi;
+    }
+    return sum;
+}
+
+/* A resync is larger than the staging memory: what was staged goes into RAM, and the rest after it. */
+static int spill(struct rp_image *img, struct rp_error *err)
+{
+    if (rp_fault(RP_FAULT_IMAGE_SPILL))
+        return rp_error_set(err, EIO, "going on in RAM with epoch %llu: fault point", (unsigned long long)img->next_header.number);
+    (void)staged_digest(img);
+    apply_staged(img);
+    lose_epoch(img);
+    for (uint32_t i = 0; i < img->npages; i++)
+        img->mark[img->pages[i].gfn] = img->pages[i].pass + 1;
+    img->npages = 0;
+    img->phase = PHASE_DIRECT;
+    return 0;
+}
+
 /* A restore (RP_IMAGE_DIRECT) takes an epoch of any size; a standby has a bound. */
 static bool room(const struct rp_image *img, uint64_t more)
 {
     return img->mode == RP_IMAGE_DIRECT || rp_image_staged_bytes(img) + more <= img->staging_max;
 }
 
-/* The staged copy of page gfn, made if need be. NULL with err when memory or the bound does not allow it;
+/* The staged copy of page gfn, made if need be. NULL with err when memory or the bound does not allow it (-ENOBUFS);
  * NULL without when a higher pass is there already. */
 static uint8_t *stage(struct rp_image *img, uint64_t gfn, uint32_t pass, uint32_t *index, struct rp_error *err)
 {
@@ -190,17 +243,72 @@ static int decode(uint8_t codec, const uint8_t *payload, uint32_t len, const uin
     }
 }
 
+static int refuse_orphan(const struct rp_ram_entry *e, struct rp_error *err)
+{
+    return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "gfn 0x%llx: a delta in a full epoch has no parent", (unsigned long long)e->gfn);
+}
+
+static int direct_page(struct walk *w, const struct rp_ram_entry *e, uint32_t i, struct rp_error *err)
+{
+    struct rp_image *img = w->img;
+    uint64_t gfn = e->gfn + i;
+    if (img->mark[gfn] > *w->pass + 1)
+        return 0;
+    img->mark[gfn] = *w->pass + 1;
+    uint8_t *page = rp_ram_page(&img->ram, gfn);
+    struct rp_hash128 h = {0, 0};
+    if (e->codec == RP_CODEC_ZERO) {
+        if (!rp_page_is_zero(page))
+            memset(page, 0, RP_PAGE_SIZE);
+    } else {
+        const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
+        int rc = decode(e->codec, payload, e->len, page, page, err);
+        if (rc < 0) {
+            memset(page, 0, RP_PAGE_SIZE);  /* lz4 may have written some of it; the epoch is lost anyway */
+            rp_digest_update(&img->digest, gfn, h);
+            rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)gfn);
+            return rc;
+        }
+        h = rp_page_hash(gfn, page);
+    }
+    rp_digest_update(&img->digest, gfn, h);
+    return 0;
+}
+
+static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
+{
+    int rc = e->codec == RP_CODEC_DELTA ? refuse_orphan(e, err) : 0;
+    for (uint32_t i = 0; i < e->pages && rc == 0; i++)
+        rc = direct_page(ctx, e, i, err);
+    return rc;
+}
+
 static int stage_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
 {
     struct walk *w = ctx;
     struct rp_image *img = w->img;
+    if (resyncs(img) && e->codec == RP_CODEC_DELTA)
+        return refuse_orphan(e, err);
     for (uint32_t i = 0; i < e->pages; i++) {
         uint32_t index;
         struct rp_error why = {0};
+        if (img->phase == PHASE_DIRECT) {       /* spilled at an earlier page of this entry or record */
+            int rc = direct_page(w, e, i, err);
+            if (rc < 0)
+                return rc;
+            continue;
+        }
         uint8_t *page = stage(img, e->gfn + i, *w->pass, &index, &why);
         if (!page) {
             if (!why.code)
                 continue;
+            if (why.code == -ENOBUFS && resyncs(img)) {
+                int rc = spill(img, err);
+                if (rc < 0)
+                    return rc;
+                i--;
+                continue;
+            }
             if (err)
                 *err = why;
             return why.code;
@@ -214,39 +322,6 @@ static int stage_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error 
             rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)(e->gfn + i));
             return rc;
         }
-    }
-    return 0;
-}
-
-static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
-{
-    struct walk *w = ctx;
-    struct rp_image *img = w->img;
-    if (e->codec == RP_CODEC_DELTA)
-        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "gfn 0x%llx: a delta in a full epoch has no parent",
-                             (unsigned long long)e->gfn);
-    for (uint32_t i = 0; i < e->pages; i++) {
-        uint64_t gfn = e->gfn + i;
-        if (img->mark[gfn] > *w->pass + 1)
-            continue;
-        img->mark[gfn] = *w->pass + 1;
-        uint8_t *page = rp_ram_page(&img->ram, gfn);
-        struct rp_hash128 h = {0, 0};
-        if (e->codec == RP_CODEC_ZERO) {
-            if (!rp_page_is_zero(page))
-                memset(page, 0, RP_PAGE_SIZE);
-        } else {
-            const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
-            int rc = decode(e->codec, payload, e->len, page, page, err);
-            if (rc < 0) {
-                memset(page, 0, RP_PAGE_SIZE);  /* lz4 may have written some of it; the epoch is lost anyway */
-                rp_digest_update(&img->digest, gfn, h);
-                rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)gfn);
-                return rc;
-            }
-            h = rp_page_hash(gfn, page);
-        }
-        rp_digest_update(&img->digest, gfn, h);
     }
     return 0;
 }
@@ -300,6 +375,8 @@ static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp
     if (img->epoch && memcmp(h.vm_id, img->header.vm_id, sizeof(h.vm_id)) != 0)
         return refuse(err, r, "an epoch of another VM");
     bool full = h.flags & RP_EPOCH_FULL;
+    if ((h.flags & RP_EPOCH_RESYNC) && !rp_image_pages(img, h.vm_id))
+        return refuse(err, r, "a resync, but nothing is held here that it could start from");
     if (!full && (img->epoch == 0 || h.parent != img->epoch))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "stream offset %llu: epoch %llu has parent %llu, but the image holds %llu",
                              (unsigned long long)r->offset, (unsigned long long)h.number, (unsigned long long)h.parent,
@@ -312,10 +389,11 @@ static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp
         img->header = h;
     }
     img->records = img->entries = img->disk_bytes = 0;
-    img->phase = full ? PHASE_DIRECT : PHASE_STAGING;
-    if (full) {             /* it starts from RAM of zeroes */
-        img->epoch = 0;
-        wipe(img);
+    img->phase = !full || (resyncs(img) && img->epoch) ? PHASE_STAGING : PHASE_DIRECT;
+    if (img->phase == PHASE_DIRECT) {
+        lose_epoch(img);
+        if (!resyncs(img))
+            wipe(img);      /* it starts from RAM of zeroes */
     }
     return 0;
 }
@@ -365,30 +443,6 @@ static void swap_sections(struct rp_image *img)
     rp_sections_reset(&img->next_sections);
 }
 
-static struct rp_hash128 staged_digest(struct rp_image *img)
-{
-    struct rp_hash128 sum = img->digest.sum;
-    for (uint32_t i = 0; i < img->npages; i++) {
-        struct staged_page *p = &img->pages[i];
-        p->hash = p->zero ? (struct rp_hash128){0, 0} : rp_page_hash(p->gfn, staged_at(img, i));
-        sum.lo += p->hash.lo - img->digest.pages[p->gfn].lo;
-        sum.hi += p->hash.hi - img->digest.pages[p->gfn].hi;
-    }
-    return sum;
-}
-
-static void apply_staged(struct rp_image *img)
-{
-    for (uint32_t i = 0; i < img->npages; i++) {
-        const struct staged_page *p = &img->pages[i];
-        if (p->zero)
-            memset(rp_ram_page(&img->ram, p->gfn), 0, RP_PAGE_SIZE);
-        else
-            memcpy(rp_ram_page(&img->ram, p->gfn), staged_at(img, i), RP_PAGE_SIZE);
-        rp_digest_update(&img->digest, p->gfn, p->hash);
-    }
-}
-
 static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
 {
     struct rp_epoch_trailer t;
@@ -401,7 +455,9 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
         t.disk_bytes != img->disk_bytes)
         return refuse(err, r, "records of the epoch are missing");
     struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : staged_digest(img);
-    if (sum.lo != t.digest_lo || sum.hi != t.digest_hi)
+    bool equal = sum.lo == t.digest_lo && sum.hi == t.digest_hi;
+    img->doubtful |= !equal && resyncs(img);
+    if (!equal)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG,
                              "stream offset %llu: epoch %llu: the RAM digest differs from the source's: the image is not what was cut",
                              (unsigned long long)r->offset, (unsigned long long)t.number);
@@ -503,6 +559,12 @@ const struct rp_sections *rp_image_sections(const struct rp_image *img)
 const struct rp_digest *rp_image_digest(const struct rp_image *img)
 {
     return &img->digest;
+}
+
+const struct rp_digest *rp_image_pages(const struct rp_image *img, const uint8_t vm_id[16])
+{
+    bool any = img->have_ram && (img->digest.sum.lo | img->digest.sum.hi) && !img->doubtful;
+    return any && memcmp(img->header.vm_id, vm_id, sizeof(img->header.vm_id)) == 0 ? &img->digest : NULL;
 }
 
 uint64_t rp_image_staged_bytes(const struct rp_image *img)

@@ -9,11 +9,15 @@
  *                             └── anything wrong ──► back to what it held before; the error says where
  *
  * A full epoch goes straight into RAM: nothing older is there to be kept (a full epoch replaces what the image held,
- * which is EMPTY from its EPOCH record on; should it fail, RAM is zeroes again). A delta epoch is decoded against the
+ * which is EMPTY from its EPOCH record on; should a restore's fail, RAM is zeroes again). A delta epoch is decoded against the
  * parent's RAM into staged pages, one per changed page whatever the number of passes, and copied into RAM once it is
  * verified: the cost of an epoch depends on its pages, never on the size of RAM.
  * RP_IMAGE_STAGED bounds that memory (an epoch beyond staging_max_bytes is refused with -ENOBUFS); RP_IMAGE_DIRECT, for
  * a restore, does not.
+ * A resync (RP_EPOCH_RESYNC) starts from the pages that are there, of whichever epochs: it is staged like a delta while it
+ * fits, so that what the image held is kept until the resync is verified; from the page on that does not fit it goes
+ * straight into RAM. What a standby's image holds when a full epoch or a resync has failed half-way is no epoch (EMPTY), but
+ * its pages and their hashes are known, and the next resync starts from them.
  * Sections that a delta epoch does not bring are those of its parent.
  * Thread: one. RAM belongs to the caller, who gives the view through rp_image_ops once the layout is known.
  */
@@ -56,6 +60,9 @@ const struct rp_epoch_header *rp_image_header(const struct rp_image *img);
 const struct rp_epoch_trailer *rp_image_trailer(const struct rp_image *img);
 const struct rp_sections *rp_image_sections(const struct rp_image *img);
 const struct rp_digest *rp_image_digest(const struct rp_image *img);
+/* The digest of the pages that are there, for a primary of VM `vm_id` to build a resync upon: NULL when there are none, none of
+ * that VM, or a resync has shown that they are not what their hashes say. */
+const struct rp_digest *rp_image_pages(const struct rp_image *img, const uint8_t vm_id[16]);
 uint64_t rp_image_staged_bytes(const struct rp_image *img);
 
 #endif

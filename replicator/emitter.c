@@ -22,6 +22,7 @@ struct rp_emitter {
     struct rp_queue queue;
     _Atomic bool abandoned;
     _Atomic uint64_t disk_queued, disk_emitted, bytes;
+    struct { _Atomic uint64_t sent_pages, equal_pages, wire_bytes; } synced;    /* of the first epoch; wire_bytes last */
 
     /* emitter thread, once started */
     struct rp_encoder *encoder;
@@ -150,6 +151,26 @@ static void note_judgements(struct rp_emitter *m)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* The end of the first epoch: what it took. */
+static void note_sync(struct rp_emitter *m)
+{
+    const struct rp_encode_stats *s = rp_encoder_stats(m->encoder);
+    uint64_t sent = 0;
+    if (atomic_load(&m->synced.wire_bytes))
+        return;
+    for (unsigned i = 0; i < RP_CODEC_COUNT; i++)
+        sent += atomic_load(&s->pages[i]);
+    atomic_store(&m->synced.sent_pages, sent);
+    atomic_store(&m->synced.equal_pages, atomic_load(&s->unchanged));
+    atomic_store(&m->synced.wire_bytes, rp_emitter_bytes(m));
+}
+
+void rp_emitter_synced(const struct rp_emitter *m, struct rp_sync_stats *out)
+{
+    *out = (struct rp_sync_stats){.sent_pages = atomic_load(&m->synced.sent_pages), .equal_pages = atomic_load(&m->synced.equal_pages),
+                                  .wire_bytes = atomic_load(&m->synced.wire_bytes)};
+}
+
 static int emit_end(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err)
 {
     uint64_t section_bytes = 0;
@@ -169,6 +190,7 @@ static int emit_end(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
     if (rc < 0)
         return rp_error_set(err, rc, "no memory for an epoch trailer");
     rc = emit_record(m, &m->record, err);
+    note_sync(m);
     uint64_t t0 = rp_clock_ns();
     if (rc == 0)
         rc = m->cfg.sink->ops->flush(m->cfg.sink, msg->epoch, err);
@@ -216,6 +238,20 @@ static void *emitter_main(void *arg)
 
 /* --- the engine's side --- */
 
+static void take_held(struct rp_emitter *m, const struct rp_hash128 *held)
+{
+    for (uint64_t gfn = 0; gfn < m->digest.gfn_end; gfn++)
+        rp_digest_update(&m->digest, gfn, held[gfn]);
+}
+
+void rp_emitter_mark_held(const struct rp_emitter *m, struct rp_pageset *pages)
+{
+    for (uint32_t i = 0; i < m->cfg.ram.nregions; i++)
+        for (uint64_t g = m->cfg.ram.regions[i].gfn; g < m->cfg.ram.regions[i].gfn + m->cfg.ram.regions[i].pages; g++)
+            if (m->digest.pages[g].lo | m->digest.pages[g].hi)
+                rp_pageset_set(pages, g);
+}
+
 int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **out, struct rp_error *err)
 {
     struct rp_emitter *m = calloc(1, sizeof(*m));
@@ -231,6 +267,8 @@ int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **o
     int rc = rp_queue_init(&m->queue, QUEUE + rp_arena_slots(cfg->arena) / QUEUE_PAGES);
     if (rc == 0)
         rc = rp_digest_init(&m->digest, cfg->ram.gfn_end);
+    if (rc == 0 && cfg->held)
+        take_held(m, cfg->held);
     if (rc < 0)
         rp_error_set(err, rc, "no memory for the digests of %llu pages", (unsigned long long)cfg->ram.gfn_end);
     else

@@ -36,6 +36,7 @@ struct rp_emitter_config {
     unsigned encoders;              /* threads beside the emitter's own */
     uint32_t codecs;                /* mask; 0: all */
     uint64_t bandwidth_bytes_s;     /* 0: unlimited */
+    const struct rp_hash128 *held;  /* [ram.gfn_end] what the sink holds already; NULL: zeroes. Borrowed by create */
     /* Emitter thread: emitting failed for good. */
     void (*fail)(void *ctx, int rc, const struct rp_error *why);
     /* Emitter thread: there is room again for DISK records (rp_emitter_disk_queued). */
@@ -56,6 +57,18 @@ void rp_emitter_abandon(struct rp_emitter *m);
 /* Waits for the thread, at most `timeout_ms` (< 0: for ever). False: it still runs (the sink blocks). */
 bool rp_emitter_join(struct rp_emitter *m, int timeout_ms);
 void rp_emitter_destroy(struct rp_emitter *m);      /* joined, or never started */
+
+/* Marks the pages that the sink holds and that are not zeroes: what a full epoch does not name is to be what they are. Before the
+ * first push. */
+void rp_emitter_mark_held(const struct rp_emitter *m, struct rp_pageset *pages);
+
+/* The first epoch: what it took. All zero until it was emitted. Any thread. */
+struct rp_sync_stats {
+    uint64_t sent_pages;            /* a page sent twice counts twice */
+    uint64_t equal_pages;           /* looked at, and held already */
+    uint64_t wire_bytes;            /* headers included */
+};
+void rp_emitter_synced(const struct rp_emitter *m, struct rp_sync_stats *out);
 
 uint64_t rp_emitter_cpu_ns(struct rp_emitter *m);               /* of its threads; engine's thread */
 /* Any thread. */

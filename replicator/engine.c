@@ -152,6 +152,8 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
     e->cfg = *cfg;
     e->events = events;
     e->epoch = cfg->first_epoch ? cfg->first_epoch : 1;
+    e->resync = cfg->held != NULL;
+    e->cfg.held = NULL;
     atomic_store(&e->committed, e->epoch - 1);
     atomic_store(&e->cut, e->epoch - 1);
     pthread_mutex_init(&e->result_lock, NULL);
@@ -164,7 +166,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
         e->cfg.memory_bytes = (24u << 20) + ram->pages * RP_PAGE_SIZE / 24;
     struct rp_emitter_config emit = {
         .sink = sink, .ram = *ram, .encoders = spare_cores(cfg->encoders), .codecs = cfg->codecs,
-        .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
+        .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .held = cfg->held, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
     if ((rc = rp_arena_create(e->cfg.memory_bytes, ram->gfn_end, &e->arena, err)) < 0 ||
         (rc = rp_pool_create("capture", spare_cores(cfg->capture_threads), &e->capture_pool, err)) < 0 ||
         (rc = rp_capture_init(&e->capture, ram, e->arena, e->capture_pool, err)) < 0)
@@ -258,6 +260,8 @@ void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out)
     out->done_bytes = atomic_load(&e->done_pages) * RP_PAGE_SIZE;
     out->passes = atomic_load(&e->passes);
     out->disk_bytes = rp_emitter_disk_emitted(e->emitter);
+    out->resync = e->resync;
+    rp_emitter_synced(e->emitter, &out->sync);
     struct rp_disk_progress disks = {0};
     if (e->cfg.disks && e->src->ops->disk_progress)
         e->src->ops->disk_progress(e->src, &disks);

@@ -30,7 +30,7 @@
 #include "core/histogram.h"
 #include "core/sink.h"
 #include "core/source.h"
-#include "replicator/encoder.h"
+#include "replicator/emitter.h"
 #include "replicator/governor.h"
 
 enum rp_run_kind { RP_RUN_ONCE, RP_RUN_CONTINUOUS, RP_RUN_FINAL };
@@ -45,6 +45,9 @@ struct rp_engine_config {
     uint64_t term;              /* lease term in the headers */
     bool disks;                 /* the sink keeps copies of the source's private disks (docs/disks.md) */
     struct rp_disk_base have;   /* what they hold already */
+    /* [gfn_end] the hash of each page that the sink holds already (digest.h): the first epoch brings what differs (docs/link.md).
+     * NULL: all. Borrowed by create. */
+    const struct rp_hash128 *held;
 };
 
 enum rp_engine_state { RP_ENGINE_SYNCING, RP_ENGINE_STEADY, RP_ENGINE_DONE, RP_ENGINE_FAILED };
@@ -57,6 +60,8 @@ struct rp_engine_stats {
     unsigned passes;                    /* of the full epoch */
     uint64_t disk_sync_bytes, disk_done_bytes;  /* the disks' initial copy: how much, done so far */
     uint64_t disk_bytes;                /* in DISK records so far */
+    bool resync;                        /* the first epoch brings what differs only */
+    struct rp_sync_stats sync;          /* what it took, once it was emitted */
     double dirty_pages_s;
     uint64_t arena_bytes;
     uint64_t cuts_put_off;              /* cuts that found more dirty pages than slots */

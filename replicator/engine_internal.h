@@ -42,6 +42,7 @@ struct rp_engine {
     uint64_t epoch;                 /* number of the epoch being made */
     uint32_t pass;
     uint64_t early, again;          /* pages captured early in this epoch; captured twice */
+    bool resync;                    /* constant */
     bool tracking, disks;           /* disks: the source was told to keep their writes */
     int output_fd;
     uint64_t governed_ns;           /* when the governor was last asked */

@@ -33,7 +33,7 @@ static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
         h->number = e->epoch;
         h->parent = full ? 0 : e->epoch - 1;
         h->term = e->cfg.term;
-        h->flags = full ? RP_EPOCH_FULL : 0;
+        h->flags = !full ? 0 : e->resync ? RP_EPOCH_FULL | RP_EPOCH_RESYNC : RP_EPOCH_FULL;
         h->page_size = RP_PAGE_SIZE;
         h->gfn_end = ram->gfn_end;
         h->nregions = ram->nregions;
@@ -426,6 +426,8 @@ int rp_engine_run(struct rp_engine *e, struct rp_error *err)
         return rc;
     e->tracking = true;
     rc = harvest(e, err);
+    if (e->resync)
+        rp_emitter_mark_held(e->emitter, &e->capture.pending);
     if (rc == 0)
         rc = start_disks(e, err);
     if (rc == 0)

@@ -15,6 +15,7 @@ replicator_SRCS := \
 	replicator/frame.c \
 	replicator/gather.c \
 	replicator/handshake.c \
+	replicator/held.c \
 	replicator/journal.c \
 	replicator/late_curl.c \
 	replicator/lease.c \

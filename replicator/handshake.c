@@ -9,7 +9,7 @@
 
 #define HELLO_BYTES 160u
 #define CHALLENGE_BYTES (8u + RP_NONCE_BYTES + RP_PROOF_BYTES + RP_REASON_MAX)
-#define WELCOME_REASON (4u + 16u + 8u + 24u)
+#define WELCOME_REASON (4u + 16u + 8u + 24u + 24u)
 #define WELCOME_BYTES (WELCOME_REASON + RP_REASON_MAX)
 static const uint8_t magic[8] = {'R', 'P', 'L', 'I', 'N', 'K', 0x0D, 0x0A};
 
@@ -90,6 +90,8 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
     out->epoch = rp_ld64(welcome + 20);
     memcpy(out->disks.sync_id, welcome + 28, 16);
     out->disks.epoch = rp_ld64(welcome + 44);
+    out->held.gfn_end = rp_ld64(welcome + 52);
+    out->held.sum = (struct rp_hash128){rp_ld64(welcome + 60), rp_ld64(welcome + 68)};
     return 0;
 }
 
@@ -151,6 +153,9 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     rp_st64(welcome + 20, w.epoch);
     memcpy(welcome + 28, w.disks.sync_id, 16);
     rp_st64(welcome + 44, w.disks.epoch);
+    rp_st64(welcome + 52, w.held.gfn_end);
+    rp_st64(welcome + 60, w.held.sum.lo);
+    rp_st64(welcome + 68, w.held.sum.hi);
     snprintf((char *)welcome + WELCOME_REASON, RP_REASON_MAX, "%s", refusal.text);
     int sent = rp_conn_send(c, welcome, sizeof(welcome));
     if (rc < 0) {

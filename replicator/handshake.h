@@ -5,7 +5,8 @@
  *     HELLO  version, role, VM, nonce  ──────►   checks version and VM
  *        ◄──────  CHALLENGE  status, nonce, proof of the key over both nonces and the HELLO
  *     PROOF  of the key ─────────────────────►   checks
- *        ◄──────  WELCOME  status, session, epoch held, disks held
+ *        ◄──────  WELCOME  status, session, epoch held, disks held, pages held
+ *   (a control connection goes on with held.h)
  *
  * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence.
  */
@@ -13,10 +14,11 @@
 #define RP_REPLICATOR_HANDSHAKE_H
 
 #include "core/stream.h"
+#include "replicator/held.h"
 #include "replicator/secret.h"
 #include "replicator/transport.h"
 
-#define RP_LINK_VERSION 2u
+#define RP_LINK_VERSION 3u
 #define RP_HANDSHAKE_TIMEOUT_MS 3000    /* of the connecting side, for each answer */
 #define RP_HANDSHAKE_ACCEPT_MS 1000     /* of the accepting side: others wait meanwhile */
 #define RP_REASON_MAX 128
@@ -40,6 +42,7 @@ struct rp_welcome {
     uint8_t session[16];
     uint64_t epoch;         /* newest whole epoch the standby holds of this VM, 0: none */
     struct rp_disk_base disks;  /* what its copies of the VM's private disks hold; all zero: nothing */
+    struct rp_held held;        /* the pages of its RAM there, of that epoch or of none */
 };
 
 /* The connecting side. RP_EXIT_REFUSED when the other side refuses or does not know the key. */

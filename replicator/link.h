@@ -40,6 +40,8 @@ struct rp_link_config {
     bool have_spare;            /* for an rdma address the spare way is tcp to the same host and port unless given here */
     struct rp_uri spare;
     struct rp_events *events;   /* borrowed; may be NULL */
+    uint64_t gfn_end;           /* of the VM's RAM: the hashes of what the standby holds of it are asked for; 0: they are not */
+    bool stale;                 /* what it holds may not be entered any more: outputs have left since */
 };
 
 /* Connects and shakes hands (blocks). A lane or a spare way that cannot be had is an event and is tried again later; without
@@ -48,6 +50,9 @@ struct rp_link_config {
 int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, uint64_t *held, struct rp_error *err) RP_MUST_CHECK;
 /* What the standby's copies of the VM's private disks held when it welcomed us; all zero: nothing. */
 struct rp_disk_base rp_link_sink_disks(const struct rp_sink *s);
+/* The hash of each page that the standby holds (cfg.gfn_end of them): malloc'ed, the caller's from now on. NULL, the second time
+ * too: all of RAM has to travel, *why says in a few words why. */
+struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *s, const char **why);
 /* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
 /* Says that a switchover follows, and waits until the standby knows: however the session ends from then on, it asks before
@@ -99,7 +104,9 @@ struct rp_link_recv_config {
     int (*admit)(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err);
     /* It was admitted: what do the copies of its private disks hold? Likewise. May be NULL: nothing. */
     void (*disks)(void *ctx, const struct rp_hello *hello, struct rp_disk_base *out);
-    /* No primary is connected (any more): before each wait for the next one. Likewise. May be NULL. */
+    /* It says that what the image holds may not be entered any more: outputs have left since. Likewise. May be NULL. */
+    void (*stale)(void *ctx);
+    /* No primary is connected (any more): again and again while the next one is waited for. Likewise. May be NULL. */
     void (*alone)(void *ctx);
     void *ctx;
 };

@@ -94,6 +94,29 @@ static void plain(char *text)
 
 /* --- at the beginning --- */
 
+static const char *cannot_resync(const struct rp_link_config *cfg, const struct rp_held *held)
+{
+    if (!cfg->gfn_end)
+        return "it was not asked for what it holds";
+    if (!held->gfn_end)
+        return "it holds nothing of this VM";
+    return held->gfn_end == cfg->gfn_end ? NULL : "it holds RAM of another size";
+}
+
+/* What the standby holds, before anything else is said. On error the connection is closed. */
+static int ask_held(struct link_sink *s, struct rp_conn *c, const struct rp_welcome *w, struct rp_error *err)
+{
+    s->why_full = cannot_resync(&s->cfg, &w->held);
+    struct rp_held_ask ask = {.wanted = !s->why_full, .stale = s->cfg.stale};
+    int rc = set_mending(s, c) ? rp_held_send_ask(c, &ask, err) : rp_error_set(err, ECANCELED, "the session is over");
+    if (rc == 0 && ask.wanted)
+        rc = rp_held_receive(c, &w->held, &s->held, err);
+    set_mending(s, NULL);
+    if (rc < 0)
+        rp_conn_close(c);
+    return rc;
+}
+
 /* The control connection: over the address that was asked for, else over the spare way. */
 static int open_control(struct link_sink *s, struct rp_welcome *w, struct rp_error *err)
 {
@@ -111,7 +134,9 @@ static int open_control(struct link_sink *s, struct rp_welcome *w, struct rp_err
         path = 1;
         rc = 0;
     }
-    return rc < 0 ? rc : rp_control_add(&s->control, c, (int)path);
+    if (rc < 0 || (rc = ask_held(s, c, w, err)) < 0)
+        return rc;
+    return rp_control_add(&s->control, c, (int)path);
 }
 
 static void missing(struct link_sink *s, const char *event, unsigned number, struct rp_error *why)

@@ -232,6 +232,9 @@ static int judge_opening(void *ctx, const struct rp_hello *h, struct rp_welcome 
     memcpy(r->session, random, sizeof(r->session));
     memcpy(w->session, r->session, sizeof(w->session));
     w->epoch = rp_image_epoch(r->cfg.image);
+    const struct rp_digest *pages = rp_image_pages(r->cfg.image, h->vm_id);
+    if (pages)
+        w->held = (struct rp_held){.gfn_end = pages->gfn_end, .sum = pages->sum};
     if (r->cfg.disks)
         r->cfg.disks(r->cfg.ctx, h, &w->disks);
     return 0;
@@ -304,17 +307,40 @@ static void *join_main(void *arg)
 
 /* --- sessions --- */
 
+/* It was welcomed: tells it what is held here, if it wants to know. -EAGAIN: it is not the one, and was closed. */
+static int tell_held(struct rp_link_recv *r, struct rp_conn *c)
+{
+    struct rp_held_ask ask = {0};
+    struct rp_error why = {0};
+    const struct rp_digest *pages = rp_image_pages(r->cfg.image, r->primary.vm_id);
+    int rc = set_guest(r, c, false) ? rp_held_receive_ask(c, &ask, &why) : -ECANCELED;
+    if (rc == 0 && ask.stale && r->cfg.stale)
+        r->cfg.stale(r->cfg.ctx);
+    if (rc == 0 && ask.wanted)
+        rc = pages ? rp_held_send(c, pages, &why) : rp_error_set(&why, EPROTO, "it asks for pages that are not held here");
+    set_guest(r, NULL, false);
+    if (rc == 0)
+        return 0;
+    if (why.code)
+        rp_log(RP_LOG_WARN, "%s: %s", c->peer, why.text);
+    rp_conn_close(c);
+    return -EAGAIN;
+}
+
 /* Waits for a primary. -ECANCELED. */
 static int open_session(struct rp_link_recv *r)
 {
     struct rp_conn *c = NULL;
     end_tail(r);
     rp_control_close(&r->control);
-    if (r->cfg.alone)
-        r->cfg.alone(r->cfg.ctx);
     int rc = -EAGAIN;
-    while (rc == -EAGAIN && !atomic_load(&r->cancelled))
+    while (rc == -EAGAIN && !atomic_load(&r->cancelled)) {
+        if (r->cfg.alone)
+            r->cfg.alone(r->cfg.ctx);
         rc = next_guest(r, false, &c, &r->primary);
+        if (rc == 0)
+            rc = tell_held(r, c);
+    }
     if (rc < 0)
         return -ECANCELED;
     rc = rp_control_add(&r->control, c, -1);

@@ -253,6 +253,7 @@ static void link_destroy(struct rp_sink *base)
     link_cancel(base);
     rp_bundle_destroy(s->bundle);
     rp_control_fini(&s->control);
+    free(s->held);
     pthread_cond_destroy(&s->change);
     pthread_mutex_destroy(&s->lock);
     free(s);
@@ -322,6 +323,15 @@ int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, 
 struct rp_disk_base rp_link_sink_disks(const struct rp_sink *base)
 {
     return ((const struct link_sink *)base)->disks;
+}
+
+struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *base, const char **why)
+{
+    struct link_sink *s = of(base);
+    struct rp_hash128 *held = s->held;
+    s->held = NULL;
+    *why = s->why_full;
+    return held;
 }
 
 /* Waits until `what`, `failed` or the session's end. 0, -ECANCELED, -EPIPE, -ETIMEDOUT. */

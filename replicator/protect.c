@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define RESYNCS_MAX 2u          /* that failed in a row: then all of RAM is sent again */
 #define SWITCH_GRACE_MS 8000    /* for the standby to have the lease (which may have to run out first), to enter, and to say so */
 
 struct rp_protect {
@@ -35,6 +36,8 @@ struct rp_protect {
     int switched;                   /* lock: result of a switchover: 1 not yet known, 0, -errno */
     struct rp_error switch_why;     /* lock */
     uint64_t next_epoch;            /* protect thread: numbers go on from run to run */
+    unsigned resyncs_failed;        /* protect thread: in a row */
+    const char *why_full;           /* protect thread: why the run brings all of RAM */
 };
 
 const char *rp_protect_state_name(enum rp_protect_state s)
@@ -173,6 +176,29 @@ static bool prepare_switch(struct rp_protect *p)
     return rc == 0;
 }
 
+/* What making the standby's image whole has taken. */
+static void tell_sync(struct rp_protect *p, const struct rp_engine_stats *s)
+{
+    if (s->resync)
+        rp_events_emit(p->events, s->committed, "RESYNC", "{\"sent-pages\": %llu, \"equal-pages\": %llu, \"bytes\": %llu, \"ram-bytes\": %llu}",
+                       (unsigned long long)s->sync.sent_pages, (unsigned long long)s->sync.equal_pages,
+                       (unsigned long long)s->sync.wire_bytes, (unsigned long long)s->ram_bytes);
+    else
+        rp_events_emit(p->events, s->committed, "FULL_SYNC", "{\"bytes\": %llu, \"ram-bytes\": %llu, \"reason\": \"%s\"}",
+                       (unsigned long long)s->sync.wire_bytes, (unsigned long long)s->ram_bytes,
+                       p->resyncs_failed >= RESYNCS_MAX ? "resyncs before it have failed" : p->why_full);
+}
+
+/* A run has ended: may the next one build upon what the standby says it holds? A standby that refuses what it was sent is not
+ * believed a second time; a link that breaks twice may be its doing. */
+static void judge_resync(struct rp_protect *p, int rc, bool whole)
+{
+    if (whole || !p->last.resync)
+        p->resyncs_failed = 0;
+    else
+        p->resyncs_failed += rc == -EPROTO ? RESYNCS_MAX : 1;
+}
+
 /* Follows a run until it is over: says when the VM is protected, and carries out a switchover. */
 static void watch_run(struct rp_protect *p)
 {
@@ -189,6 +215,7 @@ static void watch_run(struct rp_protect *p)
             p->since_wall_ns = rp_wall_ns();
             rp_events_emit(p->events, s->committed, "PROTECTED", "{\"passes\": %u, \"bytes\": %llu}", s->passes,
                            (unsigned long long)s->done_bytes);
+            tell_sync(p, s);
             pause_vm(p, false);
             pthread_cond_broadcast(&p->change);
         }
@@ -288,7 +315,10 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
     cfg.term = o->term ? o->term(o->ctx) : 0;
     cfg.disks = true;
     cfg.have = rp_link_sink_disks(sink);
+    struct rp_hash128 *held = rp_link_sink_take_held(sink, &p->why_full);
+    cfg.held = held;
     int rc = rp_engine_create(p->src, sink, RP_RUN_CONTINUOUS, &cfg, p->events, &e, err);
+    free(held);
     if (rc < 0)
         return LOST;
     pthread_mutex_lock(&p->lock);
@@ -305,6 +335,7 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
     bool stands = rp_engine_stands(e);
     note_run(p, e, sink);
     uint64_t committed = p->last.committed;
+    judge_resync(p, rc, committed >= cfg.first_epoch);
     enum verdict v = LOST;
     if (rc == 0 && stands) {
         v = hand_over(p, sink, committed) ? OVER : LOST;
@@ -328,8 +359,14 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
 static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_error *err)
 {
     uint64_t held;
+    struct rp_link_config cfg = p->cfg.link;
     set_state(p, p->losses ? p->state : RP_PROTECT_CONNECTING);
-    return rp_link_sink_create(&p->cfg.link, sink, &held, err);
+    cfg.gfn_end = p->resyncs_failed < RESYNCS_MAX ? p->info.ram.gfn_end : 0;
+    cfg.stale = !outputs_held(p);
+    int rc = rp_link_sink_create(&cfg, sink, &held, err);
+    if (rc == -EPROTO && cfg.gfn_end)
+        p->resyncs_failed = RESYNCS_MAX;    /* what it says it holds is nothing to build upon */
+    return rc;
 }
 
 /* Protection is over, and the VM runs on without it, or has ended: what waits may leave. */

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <time.h>
 
 int rp_connect(const struct rp_uri *uri, int timeout_ms, struct rp_conn **out, struct rp_error *err)
 {
@@ -48,6 +49,23 @@ int rp_conn_send(struct rp_conn *c, const void *buf, size_t len)
     union { const void *in; void *out; } p = {.in = buf};   /* iovec has no const */
     struct iovec iov = {p.out, len};
     return rp_conn_send_all(c, &iov, 1);
+}
+
+int rp_conn_send_by(struct rp_conn *c, const void *buf, size_t len, uint64_t deadline_ns)
+{
+    union { const void *in; void *out; } p = {.in = buf};
+    struct iovec one = {p.out, len}, *iov = &one;
+    int n = rp_iov_consume(&iov, 1, 0);
+    while (n > 0) {
+        ssize_t sent = c->ops->send(c, iov, n, false);
+        if (sent == -EAGAIN && rp_clock_ns() < deadline_ns)
+            nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        else if (sent < 0)
+            return sent == -EAGAIN ? -ETIMEDOUT : (int)sent;
+        else
+            n = rp_iov_consume(&iov, n, (size_t)sent);
+    }
+    return 0;
 }
 
 int rp_conn_recv_all(struct rp_conn *c, void *buf, size_t len, uint64_t deadline_ns)

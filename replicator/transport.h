@@ -60,6 +60,8 @@ int rp_listen(const struct rp_uri *uri, struct rp_listener **out, struct rp_erro
  * deadline). A stream that ends early is -ECONNRESET. */
 int rp_conn_send_all(struct rp_conn *c, struct iovec *iov, int n) RP_MUST_CHECK;
 int rp_conn_send(struct rp_conn *c, const void *buf, size_t len) RP_MUST_CHECK;
+/* The same before `deadline_ns`: a peer that takes nothing is -ETIMEDOUT. For bulk, not for latency: it looks every 0.1 ms. */
+int rp_conn_send_by(struct rp_conn *c, const void *buf, size_t len, uint64_t deadline_ns) RP_MUST_CHECK;
 int rp_conn_recv_all(struct rp_conn *c, void *buf, size_t len, uint64_t deadline_ns) RP_MUST_CHECK;
 /* Drops the first `bytes` bytes from iov; returns how many entries are left, moving *iov on. */
 int rp_iov_consume(struct iovec **iov, int n, size_t bytes);

@@ -10,6 +10,7 @@ unit_SRCS += tests/unit/test_lanes.c
 unit_SRCS += tests/unit/test_rdma.c
 unit_SRCS += tests/unit/test_replica.c
 unit_SRCS += tests/unit/test_journal.c
+unit_SRCS += tests/unit/test_resync.c
 # core
 unit_SRCS += tests/unit/test_basics.c
 unit_SRCS += tests/unit/test_state.c

@@ -87,7 +87,7 @@ static void text_head(const struct rp_inspect_epoch *e, FILE *out)
     const struct rp_epoch_header *h = &e->header;
     fprintf(out, "\nepoch %" PRIu64 " (", h->number);
     if (h->flags & RP_EPOCH_FULL)
-        fputs("full", out);
+        fputs(h->flags & RP_EPOCH_RESYNC ? "resync" : "full", out);
     else
         fprintf(out, "delta to %" PRIu64, h->parent);
     fputs(") of ", out);

@@ -291,8 +291,10 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
     json_object_set_new(o, "cost", json_pack("{s:s, s:i, s:I, s:f, s:I}", "pressure", rp_pressure_name(e->pressure), "throttle-percent",
                                              (int)e->throttle, "epoch-us", (json_int_t)(e->epoch_ns / 1000), "cores", e->cpu,
                                              "cuts-put-off", (json_int_t)e->cuts_put_off));
-    json_object_set_new(o, "sync", json_pack("{s:I, s:I, s:i}", "ram-bytes", (json_int_t)e->ram_bytes, "looked-at-bytes",
-                                             (json_int_t)e->done_bytes, "passes", (int)e->passes));
+    json_object_set_new(o, "sync", json_pack("{s:s, s:I, s:I, s:i, s:I, s:I, s:I}", "kind", e->resync ? "resync" : "full", "ram-bytes",
+                                             (json_int_t)e->ram_bytes, "looked-at-bytes", (json_int_t)e->done_bytes, "passes", (int)e->passes,
+                                             "sent-pages", (json_int_t)e->sync.sent_pages, "equal-pages", (json_int_t)e->sync.equal_pages,
+                                             "sent-bytes", (json_int_t)e->sync.wire_bytes));
     if (e->disk_sync_bytes || e->disk_bytes)
         json_object_set_new(o, "disks", json_pack("{s:I, s:I, s:I}", "copy-bytes", (json_int_t)e->disk_sync_bytes, "copied-bytes",
                                                   (json_int_t)e->disk_done_bytes, "sent-bytes", (json_int_t)e->disk_bytes));

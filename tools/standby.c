@@ -46,6 +46,7 @@ struct rp_standby {
     uint64_t since_wall_ns;         /* lock */
     char peer[80];                  /* lock: the primary, now or last */
     uint64_t epoch, term, epoch_wall_ns, applied;   /* lock: newest whole epoch, 0: none; how many there were */
+    bool stale;                     /* lock: a primary has said that `epoch` may not be entered any more (S4) */
     char why[256];                  /* lock: how the last session ended */
     struct rp_link_outcome outcome; /* serving thread; control once it has ended */
     struct rp_error failure;        /* likewise: the thread cannot go on */
@@ -119,6 +120,7 @@ static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
         return rc;
     pthread_mutex_lock(&s->lock);
     bool first = s->state != READY;
+    s->stale = false;
     s->epoch = rp_image_epoch(image);
     s->term = rp_image_header(image)->term;
     s->epoch_wall_ns = rp_image_trailer(image)->wall_ns;
@@ -132,23 +134,36 @@ static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
     return 0;
 }
 
-/* Nobody is connected, and nothing is known to be coming: what is held may be needed. */
-static void seek_lease(struct rp_standby *s)
+/* S4: outputs have left since. The lease would say so, too, where there is one. */
+static void on_stale(void *ctx)
 {
-    set_state(s, ALONE);
-    rp_fence_follow(s->vm->fence, s->term);
+    struct rp_standby *s = ctx;
+    pthread_mutex_lock(&s->lock);
+    s->stale = s->epoch != 0;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Nobody is connected, and nothing is known to be coming. `seek`: what is held may be needed. */
+static void stay_alone(struct rp_standby *s, bool seek)
+{
+    pthread_mutex_lock(&s->lock);
+    bool stale = s->stale;
+    uint64_t epoch = s->epoch;
+    pthread_mutex_unlock(&s->lock);
+    set_state(s, epoch == 0 ? WAITING : stale ? BEHIND : ALONE);
+    if (epoch && stale)
+        rp_events_emit(s->vm->events, epoch, "STANDBY_BEHIND", "{\"epoch\": %llu, \"reason\": \"the VM has run unprotected since\"}",
+                       (unsigned long long)epoch);
+    else if (epoch && seek)
+        rp_fence_follow(s->vm->fence, s->term);
 }
 
 /* A primary was admitted, and nothing came of it. */
 static void on_alone(void *ctx)
 {
     struct rp_standby *s = ctx;
-    if (state_of(s) != SYNCING)
-        return;
-    if (s->epoch && !rp_fence_is_none(s->vm->fence))
-        seek_lease(s);
-    else
-        set_state(s, s->epoch ? ALONE : WAITING);
+    if (state_of(s) == SYNCING)
+        stay_alone(s, !rp_fence_is_none(s->vm->fence));
 }
 
 static void free_image(struct rp_standby *s)
@@ -195,6 +210,7 @@ static int forget(struct rp_standby *s, struct rp_error *err)
 {
     pthread_mutex_lock(&s->lock);
     s->epoch = s->term = 0;
+    s->stale = false;
     pthread_mutex_unlock(&s->lock);
     rp_fence_watch(s->vm->fence);
     set_state(s, WAITING);
@@ -222,6 +238,7 @@ static void note_end(struct rp_standby *s, const struct rp_link_outcome *o)
     char text[100];
     pthread_mutex_lock(&s->lock);
     s->epoch = o->epoch;            /* an epoch that was begun may have cost what was held (a full one does) */
+    s->stale &= o->epoch != 0;
     snprintf(s->why, sizeof(s->why), "%s%s%.200s", end_name(o->end), o->why.code ? ": " : "", o->why.text);
     pthread_mutex_unlock(&s->lock);
     rp_events_emit(s->vm->events, o->epoch, "PRIMARY_LOST", "{\"how\": \"%s\", \"epoch\": %llu, \"reason\": \"%s\"}", end_name(o->end),
@@ -237,20 +254,13 @@ static bool after_session(struct rp_standby *s)
     note_end(s, o);
     if (o->end == RP_LINK_STOPPED || s->unusable)
         return forget(s, &s->failure) == 0;
-    if (o->epoch == 0) {
-        set_state(s, WAITING);
-        return true;
-    }
-    if (o->end == RP_LINK_FINAL) {
+    if (o->epoch && o->end == RP_LINK_FINAL) {
         set_state(s, HANDED_OVER);
         rp_fence_follow(s->vm->fence, s->term);
         return false;
     }
     /* Without a lease only a death counts: a primary that has said it will come back does. */
-    if (o->end == RP_LINK_LOST || !rp_fence_is_none(s->vm->fence))
-        seek_lease(s);
-    else
-        set_state(s, ALONE);
+    stay_alone(s, o->end == RP_LINK_LOST || !rp_fence_is_none(s->vm->fence));
     return true;
 }
 
@@ -471,7 +481,7 @@ static void on_again(void *ctx)
 
 static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, struct rp_error *err)
 {
-    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .ctx = s};
+    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .stale = on_stale, .ctx = s};
     struct rp_uri uri;
     struct rp_listener *l;
     int rc = rp_uri_parse(p->listen, &uri, err);

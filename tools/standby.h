@@ -11,6 +11,7 @@
  * S1  What is entered is a whole verified epoch (INV-2), under the term that follows the one it was made under (F2).
  * S2  While the lease is ours or about to be, no primary is admitted: the image does not change any more.
  * S3  Nothing is announced and nothing leaves before the lease is held (F1).
+ * S4  What a primary has called stale (outputs have left since) is not entered; its pages serve a resync.
  *
  * Threads: "standby" serves the link; everything else is the control thread's.
  */

@@ -37,7 +37,7 @@ static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram
     return 0;
 }
 
-static void *standby_main(void *arg)
+static inline void *standby_main(void *arg)
 {
     struct standby *s = arg;
     struct rp_error err = {0};
@@ -52,7 +52,7 @@ static void *standby_main(void *arg)
 }
 
 /* Listens at an address of this process's own: `scheme` is unix, tcp, or rdma (at RP_RDMA_ADDRESS, which must be set). */
-static void standby_start(struct standby *s, const char *scheme, const char *key, unsigned timeout_ms)
+static inline void standby_start(struct standby *s, const char *scheme, const char *key, unsigned timeout_ms)
 {
     struct rp_error err = {0};
     struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
@@ -76,7 +76,7 @@ static void standby_start(struct standby *s, const char *scheme, const char *key
 }
 
 /* Waits until it has served its primary: `outcome` is known. */
-static void standby_join(struct standby *s)
+static inline void standby_join(struct standby *s)
 {
     pthread_join(s->thread, NULL);
 }
@@ -88,7 +88,7 @@ static inline void standby_cancel(struct standby *s)
     standby_join(s);
 }
 
-static void standby_free(struct standby *s)
+static inline void standby_free(struct standby *s)
 {
     rp_link_recv_destroy(s->recv);
     rp_image_destroy(s->image);

@@ -316,6 +316,7 @@ static inline ssize_t sb_read(void *ctx, void *buf, size_t len)
 
 /* A receiver with its own RAM and a log of disk records: those of the epoch being taken, and those that count. */
 struct sb_target {
+    enum rp_image_mode mode;
     struct rp_ram_view ram;
     struct rp_image *image;
     unsigned disk_staged, disk_records, disk_commits, epochs;
@@ -361,7 +362,7 @@ static inline void sb_target_disk_drop(void *ctx)
 
 static inline void sb_target_init(struct sb_target *t, enum rp_image_mode mode, uint64_t staging_max)
 {
-    *t = (struct sb_target){0};
+    *t = (struct sb_target){.mode = mode};
     struct rp_image_ops ops = {.ctx = t, .ram = sb_target_ram, .disk = sb_target_disk,
                                .disk_commit = sb_target_disk_commit, .disk_drop = sb_target_disk_drop};
     sb_check(rp_image_create(mode, &ops, staging_max, &t->image, NULL));

@@ -182,14 +182,14 @@ Test(image, pass_order_in_a_full_epoch)
 Test(image, a_delta_in_a_full_epoch_is_refused)
 {
     struct pair p;
-    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    start(&p, RP_IMAGE_DIRECT, 0);
     sb_epoch(&p.s, 2, 0);
     sb_ram_open(&p.s, 0);
     sb_entry(&p.s, 0, RP_CODEC_DELTA, 2, "\0\0", 2);
     sb_ram_close(&p.s);
     refused(&p, -EBADMSG, "has no parent");
     memset(p.s.ram.base, 0, SB_BYTES);
-    same(&p, 0);                                        /* EMPTY means zeroes */
+    same(&p, 0);                                        /* of a restore, EMPTY means zeroes */
     sb_epoch(&p.s, 3, 0);
     sb_ram_open(&p.s, 0);
     sb_text(rp_ram_page(&p.s.ram, 30), 1, 1);
@@ -388,5 +388,158 @@ Test(image, thousands_of_epochs)
         cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
     }
     same(&p, 2999);
+    finish(&p);
+}
+
+/* --- a resync: a full epoch that starts from the pages that are there --- */
+
+static void resync_epoch(struct pair *p, uint64_t number)
+{
+    struct rp_epoch_header h = sb_header(number, 0);
+    h.flags |= RP_EPOCH_RESYNC;
+    sb_epoch_with(&p->s, &h);
+}
+
+/* Frames 2 to 2 + n change, frame 0 becomes zeroes; frame 1 stays and is not named. */
+static void resync_pages(struct pair *p, unsigned n)
+{
+    sb_ram_open(&p->s, 0);
+    sb_zero(&p->s, 0, 1);
+    for (unsigned i = 2; i < 2 + n; i++) {
+        sb_noise(rp_ram_page(&p->s.ram, i), i, 77);
+        sb_raw(&p->s, i, 1);
+    }
+    sb_ram_close(&p->s);
+}
+
+static const struct rp_digest *pages_held(struct pair *p)
+{
+    return rp_image_pages(p->t.image, sb_header(1, 0).vm_id);
+}
+
+Test(image, INV2_a_resync_is_staged_while_it_fits)
+{
+    struct pair p;
+    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    uint8_t *before = sb_pages();
+    memcpy(before, p.t.ram.base, SB_BYTES);
+    for (unsigned round = 0; round < 2; round++) {
+        resync_epoch(&p, 7);
+        resync_pages(&p, 3);
+        cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 0, "%s", p.err.text);
+        cr_assert_eq(rp_image_epoch(p.t.image), 1u, "what was held is held until the resync is whole");
+        cr_assert_eq(memcmp(before, p.t.ram.base, SB_BYTES), 0);
+        cr_assert_str_eq(section(&p, "a"), "a1");
+        if (round == 0)
+            rp_image_drop(p.t.image);
+    }
+    sb_section(&p.s, "b", 0, "b7");
+    sb_epoch_end(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    same(&p, 7);
+    cr_assert_str_eq(section(&p, "a"), "-", "it inherits no section");
+    cr_assert_eq(rp_page_is_zero(rp_ram_page(&p.t.ram, 1)), false);
+    munmap(before, SB_BYTES);
+    finish(&p);
+}
+
+/* From the page on that does not fit it goes on in RAM: the epoch is lost, its pages are not, and the next resync builds upon them. */
+Test(image, a_resync_that_does_not_fit_goes_on_in_RAM)
+{
+    struct pair p;
+    start(&p, RP_IMAGE_STAGED, 3 * RP_PAGE_SIZE);
+    resync_epoch(&p, 7);
+    resync_pages(&p, 6);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 0, "%s", p.err.text);
+    cr_assert_eq(rp_image_epoch(p.t.image), 0u);
+    sb_ram_open(&p.s, 1);                               /* a page that was staged, again */
+    sb_text(rp_ram_page(&p.s.ram, 2), 2, 5);
+    sb_lz4(&p.s, 2);
+    sb_ram_close(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 0, "%s", p.err.text);
+    rp_image_drop(p.t.image);                           /* the link breaks */
+    cr_assert_eq(memcmp(p.s.ram.base, p.t.ram.base, SB_BYTES), 0, "what has come is kept");
+    const struct rp_digest *d = pages_held(&p);
+    struct rp_hash128 is = rp_digest_of(&p.t.ram);
+    cr_assert(d && d->sum.lo == is.lo && d->sum.hi == is.hi, "and known");
+    resync_epoch(&p, 8);
+    sb_ram_open(&p.s, 0);
+    sb_zero(&p.s, 3, 1);
+    sb_ram_close(&p.s);
+    sb_epoch_end(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    same(&p, 8);
+    finish(&p);
+}
+
+/* A full epoch that breaks off is no epoch, but its pages are there for a resync; a full epoch forgets them. */
+Test(image, what_is_left_of_a_full_epoch_is_a_base)
+{
+    struct pair p;
+    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    for (unsigned round = 0; round < 2; round++) {
+        memset(p.s.ram.base, 0, SB_BYTES);
+        sb_epoch(&p.s, 2 + round, 0);
+        resync_pages(&p, 2);
+        cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 0, "%s", p.err.text);
+        if (round == 0)
+            rp_image_drop(p.t.image);
+    }
+    sb_epoch_end(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    same(&p, 3);
+    finish(&p);
+}
+
+static void resync_refused(unsigned number, uint8_t codec, const char *why)
+{
+    struct pair p;
+    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    resync_epoch(&p, number);
+    sb_ram_open(&p.s, 0);
+    if (codec == RP_CODEC_DELTA)
+        sb_entry(&p.s, 0, RP_CODEC_DELTA, 2, "\0\0", 2);
+    else
+        sb_raw(&p.s, 0, 1);
+    sb_ram_close(&p.s);
+    rp_ram_page(&p.s.ram, 9)[0] ^= 1;                   /* the receiver does not hold what it said */
+    sb_epoch_end(&p.s);
+    refused(&p, -EBADMSG, why);
+    cr_assert_eq(rp_image_epoch(p.t.image), 1u, "INV-2");
+    cr_assert_eq(pages_held(&p) == NULL, codec != RP_CODEC_DELTA, "a base that was shown to be wrong is none");
+    uint8_t *rotten = rp_ram_page(&p.t.ram, 12);
+    rotten[5] = 1;                                      /* a page that nobody knows to be other than zeroes */
+    memset(p.s.ram.base, 0, SB_BYTES);
+    sb_epoch(&p.s, number + 1, 0);
+    resync_pages(&p, 1);
+    sb_epoch_end(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    if (codec != RP_CODEC_DELTA)
+        same(&p, number + 1);
+    finish(&p);
+}
+
+Test(image, INV2_a_resync_upon_what_is_not_there_is_refused) { resync_refused(7, RP_CODEC_RAW, "the RAM digest differs"); }
+Test(image, a_delta_in_a_resync_is_refused) { resync_refused(7, RP_CODEC_DELTA, "has no parent"); }
+
+Test(image, a_resync_needs_something_to_start_from)
+{
+    struct pair p = {0};
+    sb_init(&p.s);
+    sb_target_init(&p.t, RP_IMAGE_STAGED, 1 << 20);
+    sb_begin(&p.s);
+    resync_epoch(&p, 7);
+    refused(&p, -EBADMSG, "nothing is held here");
+    cr_assert_null(p.t.ram.base, "no memory was spent on it");
+    finish(&p);
+}
+
+Test(image, of_another_VM_nothing_is_held)
+{
+    struct pair p;
+    uint8_t other[16] = {9};
+    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    cr_assert_null(rp_image_pages(p.t.image, other));
+    cr_assert_not_null(pages_held(&p));
     finish(&p);
 }

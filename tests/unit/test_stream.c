@@ -26,13 +26,14 @@ static void teardown(void)
 
 TestSuite(stream, .init = setup, .fini = teardown);
 
-/* The image holds one of the whole epochs, in RAM, number and digest. */
+/* The image holds one of the whole epochs, in RAM, number and digest. (A standby's that holds none keeps the pages that have come.) */
 static void holds_a_whole_epoch(const struct sb_target *t, const char *what, size_t at)
 {
     uint64_t e = rp_image_epoch(t->image);
     cr_assert_leq(e, 2);
     if (t->ram.base) {
-        cr_assert_eq(memcmp(t->ram.base, ram_at[e], SB_BYTES), 0, "%s at %zu: RAM is not epoch %lu", what, at, e);
+        if (e || t->mode == RP_IMAGE_DIRECT)
+            cr_assert_eq(memcmp(t->ram.base, ram_at[e], SB_BYTES), 0, "%s at %zu: RAM is not epoch %lu", what, at, e);
         struct rp_hash128 d = rp_digest_of(&t->ram);
         cr_assert_eq(d.lo, rp_image_digest(t->image)->sum.lo, "%s at %zu: digest", what, at);
     }
@@ -92,7 +93,7 @@ Test(stream, INV2_INV4_cut_at_every_byte)
         struct sb_target t;
         struct rp_error err = {0};
         char place[64];
-        sb_target_init(&t, RP_IMAGE_STAGED, 1 << 20);
+        sb_target_init(&t, n & 1 ? RP_IMAGE_STAGED : RP_IMAGE_DIRECT, 1 << 20);
         int rc = sb_feed(&t, sample.b.data, n, &err);
         cr_assert_eq(rc, -EBADMSG, "cut at %zu", n);
         cr_assert_eq(err.exit, RP_EXIT_DAMAGED);

@@ -1,0 +1,385 @@
+/*
+ * A standby that comes back is sent what differs (docs/link.md): whatever breaks on the way and whatever it says that it holds, its
+ * image is a whole verified epoch or none (INV-2), and protection comes back (INV-7). Engine, protection, link and image over real
+ * sockets; source and standby without KVM.
+ */
+#include "core/bytes.h"
+#include "core/fault.h"
+#include "replicator/handshake.h"
+#include "replicator/held.h"
+#include "replicator/protect.h"
+#include "tests/unit/fake_standby.h"
+
+#include <errno.h>
+
+#define LONG_MS 60000
+#define RAM_BYTES ((uint64_t)PAGES * RP_PAGE_SIZE)
+
+TestSuite(resync, .timeout = 300);
+
+static struct fake fake;
+static struct rp_source_ops ops;
+static struct rp_events *events;
+static struct rp_protect_status status;
+static struct standby standby;
+static _Atomic unsigned stale;          /* how often a primary has said that what is held is so */
+static _Atomic bool closing;
+static _Atomic bool disown_fails;
+
+static void on_stale(void *ctx)
+{
+    (void)ctx;
+    atomic_fetch_add(&stale, 1);
+}
+
+/* Serves one session after the other; the image stays. */
+static void *serve_main(void *arg)
+{
+    struct standby *s = arg;
+    struct rp_error err = {0};
+    while (!atomic_load(&closing))
+        cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
+    return NULL;
+}
+
+static void serve(const char *scheme, uint64_t staging_bytes)
+{
+    struct rp_error err = {0};
+    struct rp_image_ops image = {.ctx = &standby, .ram = standby_ram};
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = 20000, .stale = on_stale};
+    struct rp_listener *l;
+    char text[100];
+    const char *host = strcmp(scheme, "rdma") == 0 ? getenv("RP_RDMA_ADDRESS") : "127.0.0.1";
+    if (!host)
+        cr_skip_test("RP_RDMA_ADDRESS names no address of a verbs device (tests/lab/run unit tests=test_resync has one)");
+    standby = (struct standby){0};
+    if (strcmp(scheme, "unix") == 0)
+        snprintf(text, sizeof(text), "unix:/tmp/rp-resync-%d", getpid());
+    else
+        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 20000);
+    cr_assert_eq(rp_uri_parse(text, &standby.uri, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &image, staging_bytes, &standby.image, &err), 0);
+    cr_assert_eq(rp_listen(&standby.uri, &l, &err), 0, "%s", err.text);
+    cfg.image = standby.image;
+    cr_assert_eq(rp_link_recv_create(l, &cfg, &standby.recv, &err), 0, "%s", err.text);
+    pthread_create(&standby.thread, NULL, serve_main, &standby);
+}
+
+static void arm(const char *fault)
+{
+    setenv("RP_FAULT", fault, 1);
+    rp_fault_reload();
+}
+
+static int on_disown(void *ctx, struct rp_error *err)
+{
+    (void)ctx;
+    return atomic_load(&disown_fails) ? rp_error_set(err, EIO, "the storage is gone") : 0;
+}
+
+/* Random contents of a fixed part of the frames; the others are zeroes. Their writer is left out when `quiet`. */
+static struct rp_protect *protect(bool quiet)
+{
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    struct rp_protect_config cfg = {.link = {.uri = standby.uri, .timeout_ms = 20000}, .engine.goal.epoch_ns = 2000000, .retry_ms = 20};
+    cfg.owner.disown = on_disown;
+    fake_start(&fake, 64, quiet ? 0 : 1, quiet ? 50000 : 1000);
+    pthread_mutex_lock(&fake.run);
+    for (uint64_t g = 0; g < PAGES; g++)
+        for (unsigned i = 0; g % 4 && i < RP_PAGE_SIZE; i += 4) {
+            uint32_t x = rnd(&fake.seed);
+            memcpy(rp_ram_page(&fake.ram, g) + i, &x, 4);
+        }
+    pthread_mutex_unlock(&fake.run);
+    ops = *fake.base.ops;
+    fake.base.ops = &ops;
+    cr_assert_eq(rp_events_create(256, &events), 0);
+    cr_assert_eq(rp_protect_start(&fake.base, events, &cfg, true, &p, &err), 0, "%s", err.text);
+    return p;
+}
+
+/* Until it is protected again after loss number `losses`. */
+static void wait_protected(struct rp_protect *p, uint64_t losses)
+{
+    for (unsigned ms = 0; ms < LONG_MS; ms += 2) {
+        rp_protect_status(p, &status);
+        if (status.state == RP_PROTECT_PROTECTED && status.losses >= losses)
+            return;
+        usleep(2000);
+    }
+    cr_assert_fail("not protected again: %s", status.why);
+}
+
+static void wait_lost(struct rp_protect *p, uint64_t losses)
+{
+    for (unsigned ms = 0; ms < LONG_MS; ms += 2) {
+        rp_protect_status(p, &status);
+        if (status.losses >= losses)
+            return;
+        usleep(2000);
+    }
+    cr_assert_fail("the loss was not noticed");
+}
+
+/* While no session goes on: the guest writes to `n` frames, to one of 8 zeroes. */
+static void write_pages(uint64_t n)
+{
+    pthread_mutex_lock(&fake.run);
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t gfn = rnd(&fake.seed) % PAGES;
+        memset(rp_ram_page(&fake.ram, gfn), i % 8 ? (int)(i % 251) + 1 : 0, RP_PAGE_SIZE);
+        rp_pageset_set_atomic(&fake.dirty, gfn, 1);
+    }
+    pthread_mutex_unlock(&fake.run);
+}
+
+/* The session ends; the standby keeps its image. */
+static void cut_link(struct rp_protect *p, uint64_t losses)
+{
+    arm("link-heartbeat:1");
+    wait_lost(p, losses);
+}
+
+static unsigned count_events(const char *name, const char *holding)
+{
+    struct rp_event all[256];
+    unsigned n = rp_events_copy(events, all, 256), found = 0;
+    for (unsigned i = 0; i < n; i++)
+        found += strcmp(all[i].name, name) == 0 && strstr(all[i].data, holding) != NULL;
+    return found;
+}
+
+/* Both ends hold the same; everything is put away. */
+static void finish(struct rp_protect *p)
+{
+    struct rp_error err = {0};
+    arm("");
+    cr_assert_lt(rp_protect_switch(p, LONG_MS, &err), 0, "nobody has said that it runs there");
+    /* The switchover's last epoch was whole, or the one before it is. */
+    rp_protect_stop(p, RP_PROTECT_LEAVE);
+    atomic_store(&closing, true);
+    rp_link_cancel(standby.recv);
+    pthread_join(standby.thread, NULL);
+    standby_is_whole(&standby);
+    fake_stop(&fake);
+    rp_events_destroy(events);
+    standby_free(&standby);
+}
+
+/* Stops protection with the guest standing and compares byte for byte. */
+static void finish_quiet(struct rp_protect *p)
+{
+    arm("");
+    uint64_t newest = rp_protect_stop(p, RP_PROTECT_LEAVE);
+    atomic_store(&closing, true);
+    rp_link_cancel(standby.recv);
+    pthread_join(standby.thread, NULL);
+    cr_assert_leq(rp_image_epoch(standby.image), newest);
+    standby_is_whole(&standby);
+    standby_is(&standby, &fake);
+    fake_stop(&fake);
+    rp_events_destroy(events);
+    standby_free(&standby);
+}
+
+static void comes_back(const char *scheme)
+{
+    serve(scheme, 64u << 20);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    uint64_t full = status.engine.sync.wire_bytes;
+    cr_assert(!status.engine.resync);
+    cr_assert_gt(full, RAM_BYTES / 2);
+    for (uint64_t i = 1; i <= 3; i++) {
+        cut_link(p, i);
+        write_pages(PAGES / 100);
+        wait_protected(p, i);
+        cr_assert(status.engine.resync);
+        printf("%s: all %lu bytes, what differs %lu bytes, %lu pages sent, %lu equal\n", scheme, full, status.engine.sync.wire_bytes,
+               status.engine.sync.sent_pages, status.engine.sync.equal_pages);
+        cr_assert_lt(status.engine.sync.wire_bytes, full / 10);
+    }
+    cr_assert_eq(count_events("FULL_SYNC", "it holds nothing of this VM"), 1u);
+    cr_assert_eq(count_events("RESYNC", "equal-pages"), 3u);
+    cr_assert_geq(atomic_load(&stale), 3u, "it was told that the VM had run unprotected");
+    finish_quiet(p);
+}
+
+Test(resync, unix_what_differs_is_sent) { comes_back("unix"); }
+Test(resync, tcp_what_differs_is_sent) { comes_back("tcp"); }
+Test(resync, rdma_what_differs_is_sent) { comes_back("rdma"); }
+
+/* A guest that writes all the time, and links that break again and again. */
+Test(resync, INV2_a_busy_guest_and_a_link_that_breaks)
+{
+    serve("unix", 64u << 20);
+    struct rp_protect *p = protect(false);
+    wait_protected(p, 0);
+    for (uint64_t i = 1; i <= 12; i++) {
+        cut_link(p, i);
+        wait_protected(p, i);
+    }
+    cr_assert_eq(count_events("FULL_SYNC", ""), 1u);
+    cr_assert_eq(count_events("RESYNC", ""), 12u);
+    finish(p);
+}
+
+/* Every step of a resync fails once, on either side: it comes about in the end, and what is held meanwhile is whole. A standby that
+ * refuses what it was sent is sent all of RAM next. */
+static void fails_at(const char *fault, uint64_t staging_bytes, uint64_t change, unsigned resyncs)
+{
+    serve("unix", staging_bytes);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    cut_link(p, 1);
+    write_pages(change);
+    arm(fault);
+    for (unsigned ms = 0; ms < LONG_MS && !rp_fault_fired(); ms++)
+        usleep(1000);
+    cr_assert(rp_fault_fired(), "%s was not reached", fault);
+    wait_protected(p, 1);
+    for (unsigned ms = 0; ms < LONG_MS && count_events("RESYNC", "") + count_events("FULL_SYNC", "") < 2; ms++)
+        usleep(1000);
+    printf("%s: %lu losses, %u resyncs\n", fault, status.losses, count_events("RESYNC", ""));
+    cr_assert_eq(count_events("RESYNC", ""), resyncs);
+    finish_quiet(p);
+}
+
+Test(resync, fault_asking) { fails_at("link-ask:1", 64u << 20, 300, 1); }
+Test(resync, fault_saying_what_is_held) { fails_at("link-held:2", 64u << 20, 300, 1); }
+Test(resync, fault_a_frame_of_it) { fails_at("link-record:1", 64u << 20, 300, 1); }
+Test(resync, fault_its_end) { fails_at("link-epoch-end:1", 64u << 20, 300, 1); }
+Test(resync, fault_its_acknowledgement) { fails_at("link-ack-send:1", 64u << 20, 300, 0); }
+Test(resync, fault_applying_it) { fails_at("image-apply:1", 64u << 20, 300, 0); }
+Test(resync, fault_spilling) { fails_at("image-spill:1", 64 * RP_PAGE_SIZE, 300, 0); }
+Test(resync, fault_after_the_spill) { fails_at("link-epoch-end:1", 64 * RP_PAGE_SIZE, 300, 1); }
+
+/* More has changed than can be staged: it goes on in RAM. */
+Test(resync, more_than_fits_the_staging_memory)
+{
+    serve("tcp", 64 * RP_PAGE_SIZE);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    cut_link(p, 1);
+    write_pages(PAGES / 3);
+    wait_protected(p, 1);
+    cr_assert(status.engine.resync);
+    finish_quiet(p);
+}
+
+/* --- a standby that lies --- */
+
+/* What a hostile one says after its WELCOME: runs as they travel, then the end (or not). */
+struct lie {
+    const char *what, *told;
+    uint64_t gfn[2];
+    uint32_t n[2];
+    unsigned runs;
+    bool ends;
+};
+static const struct lie lies[] = {
+    {"beyond the end", "holds 2 pages", {PAGES - 1}, {2}, 1, true},
+    {"far beyond", "holds 1 pages", {UINT64_MAX}, {1}, 1, true},
+    {"more than a run may have", "holds 1025 pages", {0}, {1025}, 1, true},
+    {"backwards", "after 0xc", {10, 4}, {2, 2}, 2, true},
+    {"not its digest's", "not those of its digest", {0}, {4}, 1, true},
+    {"half of it", "waiting for the pages", {0}, {4}, 1, false},
+};
+
+static struct {
+    struct rp_listener *l;
+    pthread_t thread;
+    const struct lie *lie;
+    unsigned served;
+    struct rp_held_ask asked[4];
+} liar;
+
+static int liar_judge(void *ctx, const struct rp_hello *h, struct rp_welcome *w, struct rp_error *err)
+{
+    (void)ctx, (void)h, (void)err;
+    w->epoch = 3;
+    w->held = (struct rp_held){.gfn_end = PAGES, .sum = {1, 2}};
+    return 0;
+}
+
+static void *liar_main(void *arg)
+{
+    static uint8_t run[16 + 2000 * 16];
+    const struct rp_secret key = {0};
+    (void)arg;
+    while (!atomic_load(&closing)) {
+        struct rp_conn *c;
+        struct rp_hello h;
+        struct rp_error err = {0};
+        struct rp_held_ask *ask = &liar.asked[liar.served % 4];
+        if (rp_listener_accept(liar.l, 20, &c, &err) < 0)
+            continue;
+        if (rp_handshake_accept(c, &key, liar_judge, NULL, &h, &err) == 0 && rp_held_receive_ask(c, ask, &err) == 0) {
+            liar.served++;
+            for (unsigned i = 0; ask->wanted && i < liar.lie->runs; i++) {
+                rp_st64(run, liar.lie->gfn[i]);
+                rp_st32(run + 8, liar.lie->n[i]);
+                if (rp_conn_send(c, run, 16 + (size_t)liar.lie->n[i] * 16) < 0)
+                    break;
+            }
+            rp_st64(run, PAGES);
+            rp_st32(run + 8, 0);
+            if (ask->wanted && liar.lie->ends && rp_conn_send(c, run, 16) < 0)
+                printf("the primary has had enough\n");
+        }
+        rp_conn_close(c);
+    }
+    return NULL;
+}
+
+static struct rp_uri liar_start(const struct lie *lie)
+{
+    struct rp_uri uri;
+    struct rp_error err = {0};
+    char text[100];
+    snprintf(text, sizeof(text), "unix:/tmp/rp-resync-%d", getpid());
+    liar.lie = lie;
+    cr_assert_eq(rp_uri_parse(text, &uri, &err), 0);
+    cr_assert_eq(rp_listen(&uri, &liar.l, &err), 0, "%s", err.text);
+    pthread_create(&liar.thread, NULL, liar_main, NULL);
+    return uri;
+}
+
+static void liar_stop(void)
+{
+    atomic_store(&closing, true);
+    pthread_join(liar.thread, NULL);
+    rp_listener_close(liar.l);
+}
+
+/* INV-4: refused with the place and the reason; nothing is kept of it. */
+Test(resync, INV4_a_list_that_is_none_is_refused)
+{
+    for (unsigned i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
+        struct rp_error err = {0};
+        struct rp_sink *sink;
+        uint64_t held;
+        atomic_store(&closing, false);
+        struct rp_link_config cfg = {.uri = liar_start(&lies[i]), .vm_name = "fake", .gfn_end = PAGES};
+        cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0, "%s", lies[i].what);
+        cr_assert(strstr(err.text, lies[i].told), "%s: %s", lies[i].what, err.text);
+        liar_stop();
+    }
+}
+
+/* … and not asked for in the next session: the primary would send all of RAM. */
+Test(resync, a_liar_is_not_believed_twice)
+{
+    struct rp_protect *p;
+    standby.uri = liar_start(&lies[4]);
+    p = protect(true);
+    for (unsigned ms = 0; ms < LONG_MS && liar.served < 2; ms++)
+        usleep(1000);
+    liar_stop();
+    cr_assert(liar.asked[0].wanted);
+    cr_assert(!liar.asked[1].wanted);
+    rp_protect_stop(p, RP_PROTECT_LEAVE);
+    fake_stop(&fake);
+    rp_events_destroy(events);
+}
