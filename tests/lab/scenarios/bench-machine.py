@@ -48,7 +48,7 @@ def memory(a, comparison):
     for monitor in comparison.monitors:
         job = a.background("exec " + command(monitor, "", ""))
         time.sleep(4)       # nothing to wait for: it has started, and idles
-        pid = a.run("pgrep -n 'reprise|qemu-system'").output.split()[0]
+        pid = a.run("pgrep -nf '^(reprise run|qemu-system)'").output.split()[0]
         kib = float(a.run(BESIDE.replace("PID", pid)).output)
         comparison.add("memory beside guest RAM", "MiB", False, monitor, kib / 1024)
         job.kill()
