@@ -18,6 +18,7 @@ core_SRCS := \
 	core/sink_fd.c \
 	core/state.c \
 	core/stream.c \
+	core/uffd.c \
 	core/xxh3.c \
 	core/xxh3_avx2.c
 

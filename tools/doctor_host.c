@@ -1,6 +1,7 @@
 /* Checks of the host beside KVM: kernel, memory, userfaultfd, io_uring, taps, RDMA, limits. */
 #include "tools/doctor.h"
 
+#include "core/uffd.h"
 #include "tools/runtime.h"
 
 #include <errno.h>
@@ -8,7 +9,6 @@
 #include <infiniband/verbs.h>
 #include <liburing.h>
 #include <linux/if_tun.h>
-#include <linux/userfaultfd.h>
 #include <seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,20 +17,8 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
-
-/* linux/userfaultfd.h of Debian 12 ends before these. */
-#ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
-#endif
-#ifndef UFFD_FEATURE_WP_ASYNC
-#define UFFD_FEATURE_WP_ASYNC (1 << 15)
-#endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
 
 static bool read_line(const char *path, char *out, size_t size)
 {
@@ -111,41 +99,23 @@ void rp_check_hugepages(struct rp_finding *f)
         rp_finding_set(f, RP_FIND_OK, NULL, NULL, "%s of %s 2 MiB pages free", free_, total);
 }
 
-/* A userfaultfd that also sees faults of KVM: through the device, or by the call where that is allowed. */
-static int open_userfaultfd(void)
-{
-    int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (dev >= 0) {
-        int fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-        close(dev);
-        if (fd >= 0)
-            return fd;
-    }
-    return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-}
-
 void rp_check_userfaultfd(struct rp_finding *f)
 {
     static const char so[] = "no copy-on-write capture and no postcopy: dirty pages are copied in the pause";
-    struct uffdio_api api = {.api = UFFD_API};
-    int fd = open_userfaultfd();
-    if (fd < 0 && errno == EPERM) {
-        rp_finding_set(f, RP_FIND_LESS, so, "chmod or chown /dev/userfaultfd for this user, or sysctl vm.unprivileged_userfaultfd=1",
-                       "not permitted");
+    struct rp_error err = {0};
+    uint64_t have = 0;
+    int fd = rp_uffd_open(0, &have, &err);
+    if (fd < 0) {
+        rp_finding_set(f, RP_FIND_LESS, so, fd == -EPERM ? RP_UFFD_PERMIT : "boot a kernel with CONFIG_USERFAULTFD", "%s",
+                       fd == -EPERM ? "not permitted" : err.text);
         return;
     }
-    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0) {
-        rp_finding_set(f, RP_FIND_LESS, so, "boot a kernel with CONFIG_USERFAULTFD", "%s", strerror(errno));
-    } else {
-        bool wp = api.features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM, minor = api.features & UFFD_FEATURE_MINOR_SHMEM;
-        bool missing = api.features & UFFD_FEATURE_MISSING_SHMEM, async = api.features & UFFD_FEATURE_WP_ASYNC;
-        rp_finding_set(f, wp && missing ? RP_FIND_OK : RP_FIND_LESS, wp && missing ? NULL : so,
-                       wp && missing ? NULL : "boot Linux 5.19 or newer", "on shared memory: missing %s, write-protect %s, minor %s, "
-                       "asynchronous write-protect %s", missing ? "yes" : "no", wp ? "yes" : "no", minor ? "yes" : "no",
-                       async ? "yes" : "no");
-    }
-    if (fd >= 0)
-        close(fd);
+    close(fd);
+    bool wp = have & UFFD_FEATURE_WP_HUGETLBFS_SHMEM, minor = have & UFFD_FEATURE_MINOR_SHMEM;
+    bool missing = have & UFFD_FEATURE_MISSING_SHMEM, async = have & UFFD_FEATURE_WP_ASYNC;
+    rp_finding_set(f, wp && missing ? RP_FIND_OK : RP_FIND_LESS, wp && missing ? NULL : so, wp && missing ? NULL : "boot Linux 5.19 or newer",
+                   "on shared memory: missing %s, write-protect %s, minor %s, asynchronous write-protect %s", missing ? "yes" : "no",
+                   wp ? "yes" : "no", minor ? "yes" : "no", async ? "yes" : "no");
 }
 
 void rp_check_io_uring(struct rp_finding *f)
