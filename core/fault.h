@@ -39,7 +39,10 @@
     X(41, JOURNAL_SYNC, "journal-sync")      /* … its fdatasync, which makes an epoch's disk writes count */ \
     X(42, REPLICA_WRITE, "replica-write")    /* a write to a standby's disk */ \
     X(43, REPLICA_SYNC, "replica-sync")      /* … its fdatasync */ \
-    X(44, DISK_MARK, "disk-mark")            /* a disk's mark cannot be written */
+    X(44, DISK_MARK, "disk-mark")            /* a disk's mark cannot be written */ \
+    X(50, COW_PROTECT, "cow-protect")        /* a run of cold pages cannot be write-protected */ \
+    X(51, COW_FAULT, "cow-fault")            /* a write fault's page was copied and cannot be unprotected */ \
+    X(52, COW_FINISH, "cow-finish")          /* a run that was copied cannot be unprotected */
 
 enum rp_fault_point {
 #define X(n, id, name) RP_FAULT_##id = n,

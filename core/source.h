@@ -48,6 +48,9 @@ struct rp_source_ops {
     void (*track_stop)(struct rp_source *s);
     /* While the machine runs: ORs pages dirtied since the last call into `dirty` and starts watching them again. */
     int (*harvest)(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err);
+    /* While true, no page is given back to the host: somebody has write-protected pages and will copy what they held. The
+     * machine runs or stands. May be NULL: no page ever is. */
+    void (*keep)(struct rp_source *s, bool keep);
     /* Stops the machine at a consistent point and takes its state. On error the machine runs on. -ESHUTDOWN: it has ended. */
     int (*cut)(struct rp_source *s, struct rp_cut *cut, struct rp_error *err);
     /* Lets it run again. A machine that was paused by its user before the cut stays paused. */

@@ -104,6 +104,7 @@ static void *engine_main(void *arg)
         rp_engine_fail(e, rc, &err);
     else
         settle(e);
+    rp_engine_cow_end(e);       /* before the emitter: what it waits for may take long */
     end_emitter(e);
     rp_engine_ungovern(e);
     if (e->tracking)
@@ -176,6 +177,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
         goto fail;
     e->output_fd = src->ops->output_fd(src);
     rp_policy_init(&e->policy, &cfg->goal, rp_clock_ns());
+    e->policy.choice = cfg->capture;
     rp_governor_init(&e->governor, &cfg->goal, rp_clock_ns());
     e->commits_learnt = e->epoch - 1;
     *out = e;
@@ -275,6 +277,12 @@ void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out)
     out->cpu = (double)atomic_load(&e->cpu_permille) / 1000;
     out->wire_bytes = rp_emitter_bytes(e->emitter);
     out->cuts_put_off = atomic_load(&e->put_off);
+    static const char *const strategies[] = {"stop-and-copy", "stop-and-copy", "early", "copy-on-write"};
+    out->capture = strategies[atomic_load(&e->strategy)];
+    out->copy_ns = (double)atomic_load(&e->copy_ns);
+    pthread_mutex_lock(&e->result_lock);
+    out->cow = e->cow_state;
+    pthread_mutex_unlock(&e->result_lock);
     memcpy(&out->pause, &e->pause, sizeof(out->pause));
     memcpy(&out->commit, &e->commit, sizeof(out->commit));
     memcpy(&out->dirty, &e->dirty, sizeof(out->dirty));

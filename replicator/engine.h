@@ -19,9 +19,11 @@
  * E3  Epoch n+1 is emitted after the whole of epoch n, on one thread: the sink sees epochs in order.
  * E4  release(n) only after the sink said committed(n).
  * E5  Disk writes of an epoch are emitted in the order in which the source gave them, before its EPOCH_END (docs/disks.md).
- * E6  Memory: the arena, plus 8 bytes a page of bookkeeping, 16 of digest; `depth` epochs of device state.
+ * E6  Memory: the arena, plus 8 bytes a page of bookkeeping (copy-on-write, from when it is used: 4 more), 16 of digest; `depth`
+ *     epochs of device state.
+ * E7  What is write-protected is let go before the epoch is handed over, whether somebody still takes it or not (cow.h).
  *
- * Threads: "engine", "emit", encoders, capture helpers. The public calls are for one control thread; stats any.
+ * Threads: "engine", "emit", encoders, capture helpers, "cow faults". The public calls are for one control thread; stats any.
  */
 #ifndef RP_REPLICATOR_ENGINE_H
 #define RP_REPLICATOR_ENGINE_H
@@ -40,6 +42,7 @@ struct rp_engine_config {
     uint64_t memory_bytes;      /* the arena; 0: 24 MiB + RAM/24 */
     unsigned encoders;          /* threads beside the emitter; 0: one per further core, at most 3 */
     unsigned capture_threads;   /* helpers in the pause; 0: likewise, at most 3 */
+    enum rp_capture_choice capture;     /* how a cut's pages are captured: by what was measured, or as said */
     uint32_t codecs;            /* mask of 1 << rp_codec_id; 0: all */
     uint64_t first_epoch;       /* number of the first epoch; 0: 1 */
     uint64_t term;              /* lease term in the headers */
@@ -51,6 +54,14 @@ struct rp_engine_config {
 };
 
 enum rp_engine_state { RP_ENGINE_SYNCING, RP_ENGINE_STEADY, RP_ENGINE_DONE, RP_ENGINE_FAILED };
+
+/* Copy-on-write of cold pages. */
+struct rp_cow_state {
+    bool able, pays;                    /* it works here; it would pay now */
+    uint64_t cuts, pages, faults;       /* with it; protected; written before they were let go */
+    double page_ns, run_ns, fault_ns;   /* what it costs */
+    char why[160];                      /* why it is not able; "" as long as nobody wanted it */
+};
 
 struct rp_engine_stats {
     enum rp_engine_state state;
@@ -72,6 +83,9 @@ struct rp_engine_stats {
     uint64_t wire_bytes;                /* emitted since the start, headers included */
     struct rp_hist pause, commit;       /* ns: vCPUs stand still; cut to commit */
     struct rp_hist dirty;               /* pages per epoch */
+    const char *capture;                /* strategy of most of the last cuts: "stop-and-copy", "early", "copy-on-write" */
+    double copy_ns;                     /* to copy a page in the pause */
+    struct rp_cow_state cow;
     struct rp_encode_stats encode;
 };
 

@@ -37,23 +37,51 @@ static void tell_throttle(struct rp_engine *e, uint64_t now)
                        e->governor.why_throttle);
 }
 
-/* How the pages of a cut are captured: whatever most of the last epochs did. */
+/* Which of the strategies most of the last epochs used; a change has to be clear. */
+static enum rp_capture_strategy strategy(const struct rp_engine *e)
+{
+    const struct rp_policy *p = &e->policy;
+    if (p->cow_cuts && p->cow_share > (e->told_capture.value == RP_CAPTURE_COW ? 0.25 : 0.75))
+        return RP_CAPTURE_COW;
+    return p->early_share > (e->told_capture.value == RP_CAPTURE_EARLY ? 0.25 : 0.75) ? RP_CAPTURE_EARLY : RP_CAPTURE_STOP;
+}
+
 static void tell_capture(struct rp_engine *e, uint64_t now)
 {
     const struct rp_policy *p = &e->policy;
     double pages = p->dirty_per_ns * (double)p->epoch_ns, copy_ms = pages * p->copy_ns_per_page / 1e6;
-    bool early = e->told_capture.value == RP_CAPTURE_EARLY ? p->early_share > 0.25 : p->early_share > 0.75;
-    enum rp_capture_strategy is = early ? RP_CAPTURE_EARLY : RP_CAPTURE_STOP;
+    enum rp_capture_strategy is = strategy(e);
     if (!e->told_capture.value)
         e->told_capture.value = RP_CAPTURE_STOP;
     if (!news(&e->told_capture, is, now))
         return;
-    if (!early && !rp_policy_early_pays(p))
+    atomic_store(&e->strategy, is);
+    if (is == RP_CAPTURE_COW)
+        rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"reason\": \"copying %.0f pages takes %.2f ms, a "
+                       "pause of %.2f ms is aimed at; protecting one takes %.0f ns, copying it %.0f ns, and %.1f %% are written meanwhile, for "
+                       "%.0f us\"}", pages, copy_ms, (double)p->goal.pause_ns / 1e6, p->protect_page_ns, p->copy_ns_per_page,
+                       p->fault_share * 100, p->fault_ns / 1e3);
+    else if (is == RP_CAPTURE_STOP && !rp_policy_early_pays(p))
         rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"stop-and-copy\", \"reason\": \"only %.0f %% of the pages captured "
                        "early stay clean until the cut\"}", p->stay_quiet * 100);
     else
         rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"%s\", \"reason\": \"copying %.0f pages takes %.2f ms, a pause of "
-                       "%.2f ms is aimed at\"}", early ? "early" : "stop-and-copy", pages, copy_ms, (double)p->goal.pause_ns / 1e6);
+                       "%.2f ms is aimed at\"}", is == RP_CAPTURE_EARLY ? "early" : "stop-and-copy", pages, copy_ms,
+                       (double)p->goal.pause_ns / 1e6);
+}
+
+/* Whether copy-on-write is worth it, once there are figures; that it is not able is told where that is found. */
+static void tell_cow(struct rp_engine *e, uint64_t now)
+{
+    const struct rp_policy *p = &e->policy;
+    bool pays = rp_policy_cow_pays(p);
+    if (!e->told_cow.value)
+        e->told_cow.value = 1;
+    if (!p->cow_able || p->choice != RP_CHOOSE_BY_MEASURE || !news(&e->told_cow, pays ? 1 : 2, now))
+        return;
+    rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"on\": %s, \"reason\": \"protecting a page takes %.0f ns, "
+                   "copying it %.0f ns, and %.1f %% are written meanwhile, for %.0f us\"}", pays ? "true" : "false", p->protect_page_ns,
+                   p->copy_ns_per_page, p->fault_share * 100, p->fault_ns / 1e3);
 }
 
 static void tell_codec(struct rp_engine *e, uint8_t codec, uint64_t now)
@@ -73,7 +101,8 @@ static void sample(struct rp_engine *e, uint64_t now, struct rp_sample *s)
     uint64_t committed = atomic_load(&e->committed), cut = atomic_load(&e->cut);
     *s = (struct rp_sample){
         .now_ns = now, .wire_bytes = rp_emitter_bytes(e->emitter), .committed = committed, .put_off = atomic_load(&e->put_off),
-        .cpu_ns = rp_clock_read(CLOCK_THREAD_CPUTIME_ID) + rp_emitter_cpu_ns(e->emitter) + rp_pool_cpu_ns(e->capture_pool),
+        .cpu_ns = rp_clock_read(CLOCK_THREAD_CPUTIME_ID) + rp_emitter_cpu_ns(e->emitter) + rp_pool_cpu_ns(e->capture_pool) +
+                  rp_engine_cow_cpu_ns(e),
         .outstanding = cut != committed || atomic_load(&e->state) == RP_ENGINE_SYNCING,
         .dirty_pages = rp_pageset_count(&e->capture.pending), .slots = rp_arena_slots(e->arena)};
     if (cut != committed)
@@ -109,6 +138,7 @@ int rp_engine_govern(struct rp_engine *e, bool now, struct rp_error *err)
     tell_epoch(e, t);
     tell_throttle(e, t);
     tell_capture(e, t);
+    tell_cow(e, t);
     tell_codec(e, RP_CODEC_LZ4, t);
     tell_codec(e, RP_CODEC_DELTA, t);
     if (e->governor.pressure != RP_PRESSURE_LOST)

@@ -48,14 +48,8 @@ static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
     return hand_over(e, m, err);
 }
 
-/* Hands the captured list to the emitter. */
-static int hand_pages(struct rp_engine *e, struct rp_error *err)
+int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, struct rp_error *err)
 {
-    e->again += e->capture.again;
-    uint64_t n;
-    struct rp_captured *pages = rp_capture_take(&e->capture, &n);
-    if (!pages)
-        return 0;
     struct rp_message *m = rp_message_new(RP_MSG_PAGES);
     if (!m) {
         free(pages);
@@ -65,6 +59,15 @@ static int hand_pages(struct rp_engine *e, struct rp_error *err)
     m->n = n;
     m->pass = e->pass;
     return hand_over(e, m, err);
+}
+
+/* Hands the captured list to the emitter. */
+static int hand_pages(struct rp_engine *e, struct rp_error *err)
+{
+    e->again += e->capture.again;
+    uint64_t n;
+    struct rp_captured *pages = rp_capture_take(&e->capture, &n);
+    return pages ? rp_engine_hand_part(e, pages, n, err) : 0;
 }
 
 static int harvest(struct rp_engine *e, struct rp_error *err)
@@ -260,22 +263,24 @@ static void let_run(struct rp_engine *e)
         rp_engine_fail(e, rc, &err);
 }
 
-/* Copies what the cut found. False when it is more than the arena can take now: the cut is then off. */
-static bool capture_cut(struct rp_engine *e, bool final)
+/* Copies what the cut found, or protects it (*held pages). False when it is more than the arena can take now: the cut is then off. */
+static bool capture_cut(struct rp_engine *e, bool final, uint64_t dirty, uint64_t *held)
 {
+    *held = 0;
     if (final) {
         rp_capture_name(&e->capture);
         return true;
     }
     if (rp_capture_need(&e->capture) > rp_arena_available(e->arena))
         return false;
+    *held = rp_engine_cow_protect(e, dirty);
     uint64_t t0 = rp_clock_ns();
     uint64_t n = rp_capture_copy(&e->capture, UINT64_MAX);
     rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
     return rp_pageset_next(&e->capture.pending, 0) == e->capture.pending.bits;
 }
 
-static void note_cut(struct rp_engine *e, const struct rp_cut *cut, uint64_t dirty, uint64_t pause_end)
+static void note_cut(struct rp_engine *e, const struct rp_cut *cut, uint64_t dirty, uint64_t held, uint64_t pause_end)
 {
     uint64_t pause = pause_end - cut->pause_start_ns, pages = dirty + e->early - e->again;
     atomic_store(&e->flight[e->epoch % RP_COMMIT_RING].commit_ns, 0);
@@ -284,9 +289,10 @@ static void note_cut(struct rp_engine *e, const struct rp_cut *cut, uint64_t dir
     atomic_store(&e->cut, e->epoch);
     rp_hist_add(&e->pause, pause);
     rp_hist_add(&e->dirty, pages);
-    rp_policy_learn_pause(&e->policy, pause, dirty);
+    rp_policy_learn_pause(&e->policy, pause - (held ? e->cold.protect_ns : 0), dirty - held);
     rp_policy_learn_early(&e->policy, e->early, e->again);
     rp_policy_learn_dirty(&e->policy, dirty + e->early, pause_end - e->policy.last_cut_ns);
+    atomic_store(&e->copy_ns, (uint64_t)e->policy.copy_ns_per_page);
     atomic_store(&e->dirty_milli_s, (uint64_t)(e->policy.dirty_per_ns * 1e12));
     e->policy.last_cut_ns = pause_end;
 }
@@ -300,12 +306,15 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     struct rp_sections sections = {0};
     struct rp_buf disk = {0};
     struct rp_cut cut = {.sections = &sections, .dirty = &e->capture.pending, .disk = e->disks ? &disk : NULL, .epoch = e->epoch};
+    uint64_t held = 0;
+    if (!final)
+        rp_engine_cow_ready(e);
     int rc = e->src->ops->cut(e->src, &cut, err);
     if (rc < 0)
         goto out;
     uint64_t dirty = rp_pageset_count(&e->capture.pending);
     struct rp_message *end = new_end(e, reason, &cut);
-    if (!end || !capture_cut(e, final)) {
+    if (!end || !capture_cut(e, final, dirty, &held)) {
         let_run(e);
         atomic_fetch_add(&e->put_off, 1);
         rc = end ? hand_disk(e, &disk, err) : rp_error_set(err, ENOMEM, "no memory for an epoch's message");
@@ -320,18 +329,22 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     uint64_t resumed = rp_clock_ns();
     e->again += e->capture.again;
     e->capture.again = 0;
-    note_cut(e, &cut, dirty, resumed);
+    note_cut(e, &cut, dirty, held, resumed);
     end->sections = sections;
     end->disk = disk;
     sections = (struct rp_sections){0};
     disk = (struct rp_buf){0};
+    rp_engine_cow_note(e);
     rc = hand_pages(e, err);
+    int cow = rp_engine_cow_hand(e, dirty, rc < 0 ? NULL : err);
+    rc = rc < 0 ? rc : cow;
     if (rc < 0)
         rp_message_free(end);
     else
         rc = hand_over(e, end, err);
     e->epoch++;
 out:
+    rp_engine_cow_withdraw(e);      /* nothing is left, unless the cut was off */
     rp_sections_fini(&sections);
     rp_buf_fini(&disk);
     return rc;

@@ -3,12 +3,15 @@ replicator_SRCS := \
 	replicator/bundle.c \
 	replicator/capture.c \
 	replicator/control.c \
+	replicator/cold.c \
 	replicator/copy.c \
+	replicator/cow.c \
 	replicator/doors.c \
 	replicator/emitter.c \
 	replicator/encoder.c \
 	replicator/governor.c \
 	replicator/engine.c \
+	replicator/engine_cow.c \
 	replicator/engine_govern.c \
 	replicator/engine_run.c \
 	replicator/fingerprint.c \

@@ -6,6 +6,12 @@
 #define EARLY_ROUNDS 4u         /* each round leaves what was dirtied during the one before: it converges or never will */
 #define EARLY_RETRY 64u         /* epochs until early capture is tried again after it did not pay */
 #define QUIET_PAYS 0.5          /* below this share of quiet pages early copies are wasted work */
+#define COW_RETRY 64u           /* cuts until copy-on-write is tried again after it did not pay */
+#define COW_PROBE 256u          /* pages of such a try: it cannot hurt much */
+#define COW_PROBE_RUN 32u
+#define COW_LEARN 4u            /* tries until its figures count */
+#define COW_RUN_PAGES 64u       /* pages a run on average: above, a protect says what a page costs, below, what a run does */
+#define COW_GAP_MAX 64u
 #define IDLE_PAGES_S 500.0      /* a VM that dirties less and says nothing is idle */
 #define IDLE_EPOCHS 16u         /* … and is cut after so many epochs' time, */
 #define IDLE_MAX_NS (500 * MS)  /* or this */
@@ -94,6 +100,33 @@ void rp_policy_learn_look(struct rp_policy *p, uint64_t now_ns, uint64_t pages)
     p->looked_pages = pages;
 }
 
+void rp_policy_learn_protect(struct rp_policy *p, uint64_t runs, uint64_t pages, uint64_t ns)
+{
+    if (runs == 0)
+        return;
+    double by_runs = (double)ns - (double)pages * p->protect_page_ns, by_pages = (double)ns - (double)runs * p->protect_run_ns;
+    if (pages / runs < COW_RUN_PAGES)
+        average(&p->protect_run_ns, by_runs > 0 ? by_runs / (double)runs : 0);
+    else
+        average(&p->protect_page_ns, by_pages > 0 ? by_pages / (double)pages : 0);
+}
+
+void rp_policy_learn_cow(struct rp_policy *p, uint64_t pages, uint64_t held, uint64_t faults, double fault_ns)
+{
+    double copy = (double)pages * p->copy_ns_per_page;
+    average(&p->cow_share, held != 0);
+    if (held == 0) {
+        p->cow_skipped += copy > (double)p->goal.pause_ns;
+        return;
+    }
+    p->cow_skipped = 0;
+    p->cow_cuts++;
+    p->fault_ns = fault_ns;
+    average(&p->fault_share, (double)faults / (double)held);
+    if (held > COW_PROBE)
+        average(&p->held, (double)held / (double)pages);
+}
+
 /* Small epochs say what an epoch takes, large ones what a page adds to that. */
 void rp_policy_learn_commit(struct rp_policy *p, uint64_t ns, uint64_t pages)
 {
@@ -106,9 +139,56 @@ void rp_policy_learn_commit(struct rp_policy *p, uint64_t ns, uint64_t pages)
 
 /* --- deciding --- */
 
+/* A protected page, without its share of its run. */
+static double cow_ns(const struct rp_policy *p)
+{
+    return p->protect_page_ns + p->fault_share * p->fault_ns;
+}
+
+bool rp_policy_cow_pays(const struct rp_policy *p)
+{
+    return p->cow_able && p->copy_ns_per_page - cow_ns(p) > p->copy_ns_per_page / 8;
+}
+
+bool rp_policy_cow_wanted(const struct rp_policy *p)
+{
+    double pages = p->dirty_per_ns * (double)p->epoch_ns;
+    return p->choice == RP_CHOOSE_COW ||
+           (p->choice == RP_CHOOSE_BY_MEASURE && pages * p->copy_ns_per_page > (double)p->goal.pause_ns);
+}
+
+/* Would the cut cost less time if the pages that early capture would take were left to copy-on-write? */
+static bool cow_beats_early(const struct rp_policy *p)
+{
+    double cow = (1 - p->held) * p->copy_ns_per_page + p->held * cow_ns(p), early = (1 - p->stay_quiet) * p->copy_ns_per_page;
+    return p->cow_cuts >= COW_LEARN && rp_policy_cow_pays(p) && cow < early;
+}
+
 bool rp_policy_early_pays(const struct rp_policy *p)
 {
-    return p->stay_quiet >= QUIET_PAYS || p->early_skipped >= EARLY_RETRY;
+    if (p->choice != RP_CHOOSE_BY_MEASURE)
+        return false;
+    return (p->stay_quiet >= QUIET_PAYS && !cow_beats_early(p)) || p->early_skipped >= EARLY_RETRY;
+}
+
+bool rp_policy_cow(const struct rp_policy *p, uint64_t pages, struct rp_cow_plan *out)
+{
+    if (!p->cow_able || p->choice == RP_CHOOSE_STOP)
+        return false;
+    if (p->choice == RP_CHOOSE_COW) {
+        *out = (struct rp_cow_plan){.min_run = 1, .max_gap = 4, .max_pages = UINT64_MAX, .hot = true};
+        return true;
+    }
+    if ((double)pages * p->copy_ns_per_page <= (double)p->goal.pause_ns)
+        return false;
+    if (p->cow_cuts < COW_LEARN || !rp_policy_cow_pays(p)) {
+        *out = (struct rp_cow_plan){.min_run = COW_PROBE_RUN, .max_gap = 4, .max_pages = COW_PROBE};
+        return p->cow_skipped >= COW_RETRY || (p->cow_cuts < COW_LEARN && rp_policy_cow_pays(p));
+    }
+    double gap = p->protect_run_ns / cow_ns(p);
+    *out = (struct rp_cow_plan){.min_run = 1 + (uint64_t)(p->protect_run_ns / (p->copy_ns_per_page - cow_ns(p))), .max_pages = UINT64_MAX,
+                                .max_gap = gap < COW_GAP_MAX ? (uint64_t)gap : COW_GAP_MAX};
+    return true;
 }
 
 static struct rp_decision wait_until(uint64_t until, const char *why)

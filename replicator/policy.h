@@ -25,6 +25,21 @@ struct rp_goal {
 };
 void rp_goal_defaults(struct rp_goal *g);
 
+/* How a cut's pages may be captured. */
+enum rp_capture_choice {
+    RP_CHOOSE_BY_MEASURE,
+    RP_CHOOSE_STOP,     /* all of them copied in the pause */
+    RP_CHOOSE_COW,      /* all of them write-protected in the pause, whatever that costs: for tests and measurements */
+};
+
+/* Which pages copy-on-write takes at a cut (cold.h). */
+struct rp_cow_plan {
+    uint64_t min_run;   /* pages in a row, less are copied */
+    uint64_t max_gap;   /* clean pages between two of a run */
+    uint64_t max_pages;
+    bool hot;           /* pages that are written in every epoch, too */
+};
+
 #define RP_POLICY_GAP_NS 500000u    /* outputs never cut more often than this */
 
 struct rp_policy {
@@ -39,6 +54,14 @@ struct rp_policy {
     double commit_ns, commit_ns_per_page;   /* cut to commit: of an epoch, and what a page adds */
     double early_share;         /* share of epochs with early capture */
     unsigned early_skipped;     /* epochs since early capture was last tried, while it does not pay */
+    enum rp_capture_choice choice;
+    bool cow_able;              /* copy-on-write works here */
+    double protect_run_ns, protect_page_ns;     /* write-protecting a run; each page of it */
+    double fault_ns, fault_share;   /* a write fault, as the guest sees it; share of the protected pages that get one */
+    double held;                /* share of a cut's pages that could be protected, when that was tried */
+    double cow_share;           /* share of the last cuts with copy-on-write */
+    unsigned cow_cuts;          /* with copy-on-write, since the start */
+    unsigned cow_skipped;       /* cuts since it was last tried, while it does not pay */
     unsigned in_flight;         /* cut and not committed */
     uint64_t output_since_ns;   /* when an output began to wait, 0: none waits */
     /* of the epoch that is open */
@@ -67,6 +90,13 @@ struct rp_decision {
 struct rp_decision rp_policy_next(const struct rp_policy *p, uint64_t now_ns);
 /* Does capturing before the cut pay now? */
 bool rp_policy_early_pays(const struct rp_policy *p);
+/* A cut found `pages` to be copied: should cold ones be write-protected instead? Until enough is known about the guest's writes,
+ * and while it does not pay, a few are tried now and then. */
+bool rp_policy_cow(const struct rp_policy *p, uint64_t pages, struct rp_cow_plan *out);
+/* Does it pay: does a page that is protected cost less time than one that is copied, the faults it brings included? */
+bool rp_policy_cow_pays(const struct rp_policy *p);
+/* What is known says that pauses may get longer than aimed at: copy-on-write may be wanted. */
+bool rp_policy_cow_wanted(const struct rp_policy *p);
 
 /* What was learnt: an epoch of `length_ns` dirtied `pages` in all. */
 void rp_policy_learn_dirty(struct rp_policy *p, uint64_t pages, uint64_t length_ns);
@@ -76,6 +106,10 @@ void rp_policy_learn_pause(struct rp_policy *p, uint64_t ns, uint64_t pages);
 void rp_policy_learn_early(struct rp_policy *p, uint64_t early, uint64_t again);
 void rp_policy_learn_early_done(struct rp_policy *p, uint64_t now_ns);
 void rp_policy_learn_look(struct rp_policy *p, uint64_t now_ns, uint64_t pages);
+/* Write-protecting `pages` in `runs` took `ns`. */
+void rp_policy_learn_protect(struct rp_policy *p, uint64_t runs, uint64_t pages, uint64_t ns);
+/* A cut of `pages`: `held` of them were protected, which brought `faults` of about `fault_ns`. */
+void rp_policy_learn_cow(struct rp_policy *p, uint64_t pages, uint64_t held, uint64_t faults, double fault_ns);
 /* An epoch of `pages` took `ns` from its cut to its commit. */
 void rp_policy_learn_commit(struct rp_policy *p, uint64_t ns, uint64_t pages);
 

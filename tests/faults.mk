@@ -31,3 +31,6 @@ load-section:     tests/unit/test_machine.c
 takeover-claimed: tests/lab/scenarios/fault-matrix.py
 takeover-entered: tests/lab/scenarios/fault-matrix.py
 takeover-runs:    tests/lab/scenarios/fault-matrix.py
+cow-protect:      tests/unit/test_cow.c
+cow-fault:        tests/unit/test_cow.c
+cow-finish:       tests/unit/test_cow.c

@@ -43,6 +43,15 @@ static int harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_erro
     return rp_dirty_harvest(machine_of(s)->dirty, dirty, err);
 }
 
+static void keep(struct rp_source *s, bool on)
+{
+    struct rp_machine *m = machine_of(s);
+
+    pthread_mutex_lock(&m->lock);
+    rp_ram_keep(m->ram, on);
+    pthread_mutex_unlock(&m->lock);
+}
+
 static void uncut(struct rp_machine *m)
 {
     m->cut = false;
@@ -167,7 +176,7 @@ static int storage(struct rp_source *s, bool hold, struct rp_error *err)
 
 static const struct rp_source_ops ops = {
     .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
-    .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
+    .keep = keep, .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
     .disk_start = disk_start, .disk_stop = disk_stop, .disk_pull = disk_pull, .disk_progress = disk_progress, .storage = storage};
 
 void rp_machine_source_init(struct rp_machine *m)
