@@ -1,12 +1,13 @@
 """Checkpoints that an earlier reprise wrote (tests/golden/v1-*machine*.rps) are entered and go on; makes a new one.
 
-The new one, of a native guest with two vCPUs, a disk and a network card, stays in a/result/new-machine.rps with --keep.
+The new one, of a native guest with two vCPUs and every device that there is, stays in a/result/new-machine.rps with --keep.
 """
 import json
 import pathlib
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden"
 DEVICES = "--disk /tmp/golden.disk --net tap:tapg"
+OTHERS = "--rng on --balloon on --console null --vsock /tmp/golden.vsock,cid=9"     # which an epoch brings along
 
 
 def status(host):
@@ -19,7 +20,7 @@ def run(lab):
     a.run("truncate -s 1M /tmp/golden.disk; ip tuntap add tapg mode tap vnet_hdr; ip link set tapg up")
     # The first cut fails (a fault point): the VM runs on, and the next one succeeds.
     vm = a.background("RP_FAULT=cut:1 exec reprise run --name golden --memory 8M --cpus 2 --kernel /mnt/build/guests/idle.elf"
-                      f" --append smp=2 --rng off --balloon off {DEVICES},mac=52:54:00:67:6f:6c")
+                      f" --append smp=2 {OTHERS} {DEVICES},mac=52:54:00:67:6f:6c")
     lab.wait_until(lambda: vm.rc is not None or a.run("reprise status golden", check=False).rc == 0, 60, "the guest runs")
     lab.check(vm.rc is None, f"run ended with {vm.rc}: {vm.output[-500:]}")
     failed = a.run("reprise checkpoint golden file:/mnt/result/new-machine.rps", check=False)
