@@ -24,6 +24,8 @@ static const struct rp_opt history_options[] = {
 /* Events that are decisions, and what the sentence begins with. */
 static const struct { const char *name, *says; } decisions[] = {
     {"PROTECTED", "protected from here on"},
+    {"RESYNC", "the standby was sent what differed"},
+    {"FULL_SYNC", "the standby was sent all of memory"},
     {"PROTECT_LOST", "the standby was lost"},
     {"UNPROTECTED", "protection ended"},
     {"OUTPUTS_OPEN", "outputs that were held may leave"},

@@ -7,6 +7,7 @@ cut: the hosts do not reach each other, but both reach the lease: the primary go
 switch: no fault, but `reprise failover`: a planned switchover. standby: the standby is killed, and another one takes its place.
 isolate (lease=etcd): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
+import json
 import time
 
 from lab import Guest, RedisLoad, witness
@@ -43,6 +44,10 @@ def cut_and_mend(lab, pair, load):
     load.must_advance(20)
     lab.restore(pair.primary, pair.standby)
     lab.wait_until(lambda: '"protected"' in pair.status(), 120, "the guest is protected again")
+    events = json.loads(pair.primary.run(f"reprise history {pair.guest.name} --json").output)
+    resyncs = [event for event in events if event["name"] == "RESYNC"]
+    lab.check(resyncs, "the standby that came back was sent what differs")
+    lab.log(f"resync: {resyncs[-1]['data']}")
     load.must_advance(20)
 
 
