@@ -1,6 +1,6 @@
 # Fuzzers: one per parser, linked to the real library. SAN=fuzzer (clang, libFuzzer, ASan, UBSan) builds them.
 #   make fuzz [FUZZ_SECONDS=n] [FUZZ="stream link"]     each for that long, as many at once as there are processors
-FUZZERS := codec stream virtq devices qmp kernel link lease journal mark
+FUZZERS := codec stream virtq devices qmp kernel link lease journal mark vsock
 FUZZ ?= $(FUZZERS)
 FUZZ_SECONDS ?= 60
 

@@ -10,6 +10,7 @@
 #include "vmm/serial.h"
 #include "vmm/virtio_pci.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/pci_regs.h>
 #include <linux/virtio_config.h>
@@ -17,6 +18,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define RAM_BYTES (2u << 20)
@@ -25,10 +27,13 @@
 #define SLOT_NET 3u
 #define SLOT_RNG 4u
 #define SLOT_BALLOON 5u
-#define SLOTS 6u
-#define QUEUE_SPACE 0x8000u     /* rings of queue n of slot s: at (s * 8 + n % 8) * QUEUE_SPACE */
+#define SLOT_CONSOLE 6u
+#define SLOT_VSOCK 7u
+#define SLOTS 8u
+#define QUEUE_SPACE 0x8000u     /* rings of queue n of slot s: at ((s - SLOT_BLK) * 8 + n % 8) * QUEUE_SPACE */
+#define CID 3u
 #define ACTIONS_MAX 200u
-#define DEVICES 7u
+#define DEVICES 9u
 
 static struct {
     pthread_mutex_t lock;
@@ -41,6 +46,7 @@ static struct {
     struct rp_device dev[DEVICES];
     uint64_t bar[SLOTS];        /* where each slot's BAR 0 was put */
     int wire;                   /* the other end of the network card */
+    int terminal;               /* of the console */
     unsigned off, resets;
 } b;
 
@@ -53,22 +59,36 @@ static int disk_file(void)
     return fd >= 0 && ftruncate(fd, DISK_BYTES) == 0 ? fd : -1;
 }
 
+static int open_terminal(const char *path)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    snprintf(a.sun_path, sizeof(a.sun_path), "%s", path);
+    b.terminal = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    return b.terminal < 0 ? -1 : connect(b.terminal, (struct sockaddr *)&a, sizeof(a));
+}
+
 static int make_devices(void)
 {
     static const uint8_t mac[6] = {0x52, 0x54, 0, 1, 2, 3};
     struct rp_error err = {0};
     int pair[2];
+    char folder[64], path[80];
+    fz_folder(folder);
+    snprintf(path, sizeof(path), "%s/console", folder);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
         return -1;
     b.wire = pair[0];
     struct rp_disk_config disk = {.fd = disk_file(), .serial = "fuzz", .queues = 2};
     struct rp_nic_config nic = {.kind = RP_NIC_FD, .fd = pair[1], .queues = 1};
-    struct rp_chardev_config null = {.kind = RP_SERIAL_NULL};
+    struct rp_chardev_config null = {.kind = RP_SERIAL_NULL}, console = {.kind = RP_SERIAL_UNIX, .path = path};
     static const struct rp_power_ops power_ops = {.off = on_off, .reset = on_reset};
     int rc = rp_virtio_blk_create(&b.env, SLOT_BLK, &disk, &b.dev[0], &err);
     rc = rc ? rc : rp_virtio_net_create(&b.env, SLOT_NET, &nic, mac, &b.dev[1], &err);
     rc = rc ? rc : rp_virtio_rng_create(&b.env, SLOT_RNG, &b.dev[2], &err);
     rc = rc ? rc : rp_virtio_balloon_create(&b.env, SLOT_BALLOON, &b.dev[3], &err);
+    rc = rc ? rc : rp_virtio_console_create(&b.env, SLOT_CONSOLE, &console, &b.dev[7], &err);
+    rc = rc ? rc : rp_virtio_vsock_create(&b.env, SLOT_VSOCK, NULL, CID, &b.dev[8], &err);     /* the host's side: fuzz_vsock */
+    rc = rc ? rc : open_terminal(path);
     rc = rc ? rc : rp_power_create(&b.pio, NULL, &power_ops, &b.power, &b.dev[4], &err);
     rc = rc ? rc : rp_rtc_create(&b.pio, NULL, b.loop, true, &b.dev[5], &err);
     rc = rc ? rc : rp_serial_create(&b.pio, NULL, b.loop, &null, &b.dev[6], &err);
@@ -116,7 +136,7 @@ static void bar(unsigned slot, uint32_t off, uint32_t len, bool write, uint64_t 
 
 static uint64_t ring(unsigned slot, unsigned queue)
 {
-    return ((uint64_t)slot * 8 + queue % 8) * QUEUE_SPACE;
+    return ((uint64_t)(slot - SLOT_BLK) * 8 + queue % 8) * QUEUE_SPACE;
 }
 
 /* What a driver does; the transport's registers lie at the BAR's beginning. */
@@ -155,7 +175,7 @@ static void post(struct fz *f, unsigned slot, unsigned queue)
 {
     uint64_t at = ring(slot, queue);
     uint8_t *desc = rp_ram_at(&b.ram, rp_gpa(at), 0x2000), *avail = rp_ram_at(&b.ram, rp_gpa(at + 0x2000), 0x1000);
-    unsigned first = fz_u8(f), n = 1 + fz_u8(f) % 6;
+    unsigned first = fz_u8(f), n = 1 + fz_u8(f) % 20;
     if (!desc || !avail)
         return;
     for (unsigned i = 0; i < n; i++) {
@@ -188,6 +208,28 @@ static void block_request(struct fz *f)
     rp_st16(avail + 4 + 2 * (idx % 256), 0);
     rp_st16(avail + 2, (uint16_t)(idx + 1));
     bar(SLOT_BLK, 0x3000, 2, true, 0);
+}
+
+/* A packet with the addresses that it must have to be looked at; the rest is the input's. */
+static void vsock_packet(struct fz *f)
+{
+    uint8_t *h = rp_ram_at(&b.ram, rp_gpa(0x172000), 256), *desc = rp_ram_at(&b.ram, rp_gpa(ring(SLOT_VSOCK, 1)), 16);
+    uint8_t *avail = rp_ram_at(&b.ram, rp_gpa(ring(SLOT_VSOCK, 1) + 0x2000), 1024);
+    uint32_t len = fz_u8(f);
+    rp_st64(h, CID);
+    rp_st64(h + 8, 2);
+    rp_st32(h + 16, fz_u8(f));
+    rp_st32(h + 20, fz_u8(f));
+    rp_st32(h + 24, len & 1 ? len : fz_u32(f));
+    rp_st16(h + 28, len & 2 ? 1 : fz_u16(f));
+    rp_st16(h + 30, fz_u8(f) % 9);
+    rp_st64(desc, 0x172000);
+    rp_st32(desc + 8, 44 + len);
+    rp_st32(desc + 12, 0);
+    uint16_t idx = rp_ld16(avail + 2);
+    rp_st16(avail + 4 + 2 * (idx % 256), 0);
+    rp_st16(avail + 2, (uint16_t)(idx + 1));
+    bar(SLOT_VSOCK, 0x3004, 2, true, 0);
 }
 
 static void turn(void)
@@ -225,6 +267,16 @@ static void from_the_wire(struct fz *f)
         /* the card has hung up: it may */
     }
     while (recv(b.wire, buf, sizeof(buf), MSG_DONTWAIT) > 0)
+        continue;
+}
+
+static void from_the_terminal(struct fz *f)
+{
+    size_t n;
+    uint8_t buf[2048];
+    const uint8_t *p = fz_bytes(f, fz_u8(f) * 4u, &n);
+    FZ_HOLDS(send(b.terminal, p, n, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 || errno == EAGAIN);
+    while (recv(b.terminal, buf, sizeof(buf), MSG_DONTWAIT) > 0)
         continue;
 }
 
@@ -271,8 +323,8 @@ static void act(struct fz *f)
     case 6: bar(slot, 0x3000 + 4u * (fz_u8(f) % 8), 2, true, 0); break;
     case 7: turn(); break;
     case 8: write_ram(f); break;
-    case 9: block_request(f); break;
-    case 10: from_the_wire(f); break;
+    case 9: what & 16 ? vsock_packet(f) : block_request(f); break;
+    case 10: what & 16 ? from_the_terminal(f) : from_the_wire(f); break;
     case 11: section(f, &b.dev[fz_u8(f) % DEVICES]); break;
     case 12: rp_virtio_balloon_target(&b.dev[3], fz_u32(f)); break;
     case 13:
