@@ -4,7 +4,8 @@ Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fau
 rounds=N (1; the roles change after each round, and the old host becomes the standby).
 
 cut: the hosts do not reach each other, but both reach the lease: the primary goes on, and is protected again afterwards.
-switch: no fault, but `reprise failover`: a planned switchover. standby: the standby is killed, and another one takes its place.
+switch: no fault, but `reprise failover`: a planned switchover. standby: the standby is killed, and another one takes its place
+(on-loss=pause: until then the guest stands).
 isolate (lease=etcd): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
 import json
@@ -55,8 +56,14 @@ def replace_standby(lab, pair, load):
     """The standby's process is killed: the guest runs unprotected and says so, and is protected again by the next standby."""
     host = pair.standby
     pair.standby_job.kill()
-    lab.wait_until(lambda: '"unprotected"' in pair.status(), 60, "the primary says that it is unprotected")
-    load.must_advance(20)
+    if lab.word("on-loss", "run") == "pause":
+        lab.wait_until(lambda: pair.status().count('"paused"') == 2, 60, "the guest is paused, and its protection says so")
+        acknowledged = load.acknowledged()
+        time.sleep(3)               # that nothing happens takes its time
+        lab.check(load.acknowledged() == acknowledged, f"a paused guest acknowledged {load.acknowledged() - acknowledged} writes")
+    else:
+        lab.wait_until(lambda: '"unprotected"' in pair.status(), 60, "the primary says that it is unprotected")
+        load.must_advance(20)
     pair.stand_by(host)
     lab.wait_until(lambda: '"protected"' in pair.status(), 120, "the guest is protected again")
     load.must_advance(20)
