@@ -31,6 +31,7 @@ unit_SRCS += tests/unit/test_machine.c
 unit_SRCS += tests/unit/test_tools.c
 unit_SRCS += tests/unit/test_qmp.c
 unit_SRCS += tests/unit/test_virtio_net.c
+unit_SRCS += tests/unit/test_net_queues.c
 unit_SRCS += tests/unit/test_virtio_rng.c
 unit_SRCS += tests/unit/test_virtio_balloon.c
 # the format: golden streams, every state table, and who prints streams

@@ -143,7 +143,7 @@ static const struct rp_net_ops tap_ops = {
 static int open_queue(struct tap *t, unsigned i, struct rp_error *err)
 {
     struct ifreq ifr = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (t->net.pairs > 1 ? IFF_MULTI_QUEUE : 0))};
-    int fd, e;
+    int fd, rc, e;
 
     /* The kernel would make one up for root: a card on no network, and nobody would know why. */
     if (if_nametoindex(t->name) == 0)
@@ -152,7 +152,12 @@ static int open_queue(struct tap *t, unsigned i, struct rp_error *err)
     if (fd < 0)
         return rp_error_exit(err, RP_EXIT_HOST, errno, "tap %s: /dev/net/tun: %m", t->name);
     snprintf(ifr.ifr_name, sizeof(ifr.ifr_name), "%s", t->name);
-    if (ioctl(fd, TUNSETIFF, &ifr)) {
+    rc = ioctl(fd, TUNSETIFF, &ifr);
+    if (rc && errno == EINVAL && t->net.pairs == 1) {       /* one that was made for several queues is opened as such */
+        ifr.ifr_flags = (short)(ifr.ifr_flags | IFF_MULTI_QUEUE);
+        rc = ioctl(fd, TUNSETIFF, &ifr);
+    }
+    if (rc) {
         e = errno;
         close(fd);
         return rp_error_exit(err, RP_EXIT_HOST, e, "tap %s: %s%s", t->name, strerror(e),

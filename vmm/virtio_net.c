@@ -66,6 +66,13 @@ struct rp_virtio_net {
 static unsigned rx_queue(unsigned pair) { return 2 * pair; }
 static unsigned tx_queue(unsigned pair) { return 2 * pair + 1; }
 
+/* Section 5.1.2: behind the pairs; a driver that knows nothing of several pairs has one. */
+static unsigned pairs_known(const struct rp_virtio_net *net)
+{
+    return rp_virtio_has(&net->v, VIRTIO_NET_F_MQ) ? net->pairs_max : 1;
+}
+static unsigned control_queue(const struct rp_virtio_net *net) { return 2 * pairs_known(net); }
+
 /* --- transmit --- */
 
 /* The frame in net->chain, as struct rp_virtio_tx wants it. */
@@ -154,7 +161,7 @@ static int set_pairs(struct rp_virtio_net *net, unsigned n)
 {
     int rc;
 
-    if (n < 1 || n > net->pairs_max)
+    if (n < 1 || n > pairs_known(net))
         return -EINVAL;
     rc = net->backend->ops->pairs ? net->backend->ops->pairs(net->backend, n) : 0;
     if (rc)
@@ -238,8 +245,10 @@ static void on_notify(void *dev, unsigned n)
     struct rp_virtio_net *net = dev;
     struct pair *p = &net->pair[n / 2];
 
-    if (n == 2 * net->pairs_max)
+    if (n == control_queue(net))
         run_control(net, n);
+    else if (n > control_queue(net))
+        return;             /* of no use to this driver */
     else if (n % 2)
         rp_virtio_tx_run(&p->tx);
     else if (p->n < net->pairs)
@@ -356,12 +365,14 @@ static int net_load(void *dev, const struct rp_section *sec, struct rp_error *er
 {
     struct rp_virtio_net *net = dev;
     struct rp_virtio_net_state s;
+    unsigned pairs;
     int rc;
 
     memset(&s, 0, sizeof(s));
     rp_virtio_save(&net->v, &s.virtio);
     rc = rp_section_decode(&rp_virtio_net_table, sec, &s, err);
-    if (rc == 0 && (s.pairs < 1 || s.pairs > net->pairs_max || (s.guest_offloads & ~s.virtio.driver_features)))
+    pairs = s.virtio.driver_features & BIT(VIRTIO_NET_F_MQ) ? net->pairs_max : 1;
+    if (rc == 0 && (s.pairs < 1 || s.pairs > pairs || (s.guest_offloads & ~s.virtio.driver_features)))
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "network %s: %u queue pairs, offloads 0x%llx", net->name, s.pairs,
                            (unsigned long long)s.guest_offloads);
     if (rc == 0)
@@ -453,6 +464,12 @@ int rp_virtio_net_create(const struct rp_device_env *env, unsigned slot, const s
     if (rc)
         goto destroy;
     net->pairs_max = net->backend->pairs;
+    if (net->pairs_max < pairs) {
+        rc = rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "network %s: a %s carries %u queue%s, not %u: a tap by its name does, tap:NAME,queues=%u",
+                           cfg->name ? cfg->name : "descriptor", net->backend->ops->kind, net->pairs_max, net->pairs_max == 1 ? "" : "s",
+                           pairs, pairs);
+        goto destroy;
+    }
     net->pairs = 1;
     net->backend->readable = on_readable;
     net->backend->writable = on_writable;
