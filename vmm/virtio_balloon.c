@@ -304,6 +304,8 @@ static int balloon_load(void *dev, const struct rp_section *sec, struct rp_error
     rc = rp_section_decode(&rp_virtio_balloon_table, sec, &s, err);
     if (rc == 0 && s.stats_kept > QUEUE_SIZE)
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "virtio-balloon: statistics buffer %u of %u", s.stats_kept - 1, QUEUE_SIZE);
+    if (rc == 0 && s.num_pages > b->v.env.ram->size_bytes >> VIRTIO_BALLOON_PFN_SHIFT)
+        rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "virtio-balloon: %u pages wanted, more than there are", s.num_pages);
     if (rc == 0)
         rc = rp_virtio_load(&b->v, &s.virtio, err);
     if (rc)

@@ -8,6 +8,7 @@
  *
  *   BLK-1  a completion is written to guest RAM only between start and stop, under the machine lock;
  *   BLK-2  every chain taken from a queue is in `live` or in `reissue` until its used entry is there;
+ *          A descriptor that is in flight already is not taken: the state could not name it twice;
  *   BLK-3  after a reset no request of before touches guest RAM, and none of after is issued before those are done.
  */
 #include "core/log.h"
@@ -78,6 +79,7 @@ struct rp_virtio_blk {
     unsigned nqueues;
     struct request *first, *last;   /* live */
     unsigned orphans;
+    uint8_t busy[QUEUES_MAX][QUEUE_SIZE / 8];   /* bit per descriptor: heads of `live` */
     bool starved;                   /* requests may wait in a queue because of a bound */
     uint32_t nreissue;
     struct rp_blk_inflight reissue[QUEUES_MAX * QUEUE_SIZE];    /* from an epoch, not issued yet */
@@ -86,10 +88,13 @@ struct rp_virtio_blk {
 
 /* --- the life of a request --- */
 
+static uint8_t busy_bit(uint16_t head) { return (uint8_t)(1u << head % 8); }
+
 static void unlink_request(struct request *r)
 {
     struct rp_virtio_blk *b = r->blk;
 
+    b->busy[r->queue][r->head / 8] &= (uint8_t)~busy_bit(r->head);
     *(r->prev ? &r->prev->next : &b->first) = r->next;
     *(r->next ? &r->next->prev : &b->last) = r->prev;
 }
@@ -259,6 +264,7 @@ static int issue(struct rp_virtio_blk *b, unsigned queue, const struct parsed *p
     r->prev = b->last;
     *(b->last ? &b->last->next : &b->first) = r;
     b->last = r;
+    b->busy[queue][c->head / 8] |= busy_bit(c->head);
     count(b, p);
     rp_disk_submit(b->disk, &r->d);
     return 0;
@@ -274,6 +280,8 @@ static int handle(struct rp_virtio_blk *b, unsigned queue, struct rp_error *err)
 
     if (c->out_bytes < 16 || c->in_bytes < 1)
         return rp_error_set(err, EBADMSG, "request %u has %s", c->head, c->out_bytes < 16 ? "no header" : "no status byte");
+    if (b->busy[queue][c->head / 8] & busy_bit(c->head))
+        return rp_error_set(err, EBADMSG, "request %u is offered again before it is done", c->head);
     status = parse(b, &p);
     if (p.type == VIRTIO_BLK_T_GET_ID) {
         status = c->in_bytes > VIRTIO_BLK_ID_BYTES ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR;
@@ -348,6 +356,7 @@ static void on_reset(void *dev)
         }
     }
     b->first = b->last = NULL;
+    memset(b->busy, 0, sizeof(b->busy));
     b->nreissue = 0;
 }
 
@@ -387,7 +396,7 @@ static int blk_save(void *dev, struct rp_sections *out, uint32_t instance, struc
     s->size_bytes = b->disk->size_bytes;
     for (uint32_t i = 0; i < b->nreissue; i++)
         s->inflight[s->ninflight++] = b->reissue[i];
-    /* live chains are distinct entries of the rings, so they fit */
+    /* live chains are distinct entries of the rings (BLK-2), so they fit */
     for (const struct request *r = b->first; r && s->ninflight < QUEUES_MAX * QUEUE_SIZE; r = r->next)
         s->inflight[s->ninflight++] = (struct rp_blk_inflight){.queue = r->queue, .head = r->head};
     rc = rp_sections_add(out, &rp_virtio_blk_table, instance, s);

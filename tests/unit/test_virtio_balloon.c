@@ -337,32 +337,37 @@ Test(balloon, a_request_cut_in_half_is_done_again_by_whom_the_state_is_given)
     rp_sections_fini(&sections);
 }
 
-Test(balloon, a_statistics_buffer_that_cannot_be_is_refused)
+/* The state with the number in field `tag` made `v`: refused, for a reason that says `why`. */
+static void refuses(uint16_t tag, uint32_t v, const char *why)
 {
     struct rp_sections sections = {0};
     struct rp_section sec;
     struct rp_error err = {0};
     uint8_t *copy;
 
-    send_stats(VIRTIO_BALLOON_S_MEMFREE, 1);
-    stat_after(VIRTIO_BALLOON_S_MEMFREE, UINT64_MAX);
-    lock();
-    balloon.ops->stop(balloon.dev);
     cr_assert_eq(balloon.ops->save(balloon.dev, &sections, SLOT, &err), 0);
     cr_assert(rp_sections_find(&sections, balloon.section, SLOT, &sec));
     copy = malloc(sec.len);
     memcpy(copy, sec.bytes, sec.len);
-    for (uint32_t off = 0, tag; off + 6 <= sec.len; off += 6 + rp_ld32(copy + off + 2)) {
-        tag = rp_ld16(copy + off);
-        if (tag == 5)
-            rp_st32(copy + off + 6, 5000);
-    }
+    for (uint32_t off = 0; off + 6 <= sec.len; off += 6 + rp_ld32(copy + off + 2))
+        if (rp_ld16(copy + off) == tag)
+            rp_st32(copy + off + 6, v);
     sec.bytes = copy;
-    cr_assert_eq(balloon.ops->load(balloon.dev, &sec, &err), -EBADMSG);
-    cr_assert(strstr(err.text, "statistics"), "%s", err.text);
-    unlock();
+    cr_assert_eq(balloon.ops->load(balloon.dev, &sec, &err), -EBADMSG, "field %u = %u was taken", tag, v);
+    cr_assert(strstr(err.text, why), "%s", err.text);
     free(copy);
     rp_sections_fini(&sections);
+}
+
+Test(balloon, a_state_that_cannot_be_is_refused)
+{
+    send_stats(VIRTIO_BALLOON_S_MEMFREE, 1);
+    stat_after(VIRTIO_BALLOON_S_MEMFREE, UINT64_MAX);
+    lock();
+    balloon.ops->stop(balloon.dev);
+    refuses(5, 5000, "statistics");
+    refuses(2, UINT32_MAX, "pages wanted");
+    unlock();
 }
 
 Test(balloon_table, tiles)

@@ -201,6 +201,35 @@ Test(blk, header_too_short_or_descriptor_outside_ram)
     cr_assert(drv_broken(&drv, WAIT_MS));
 }
 
+/* BLK-2: a state that names a descriptor twice is one that nobody can enter, so a guest cannot bring it about. */
+Test(blk, a_request_that_is_offered_twice_breaks_the_device)
+{
+    struct rp_sections sec = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    size_t pos = 0;
+    struct seg s[3] = {{HEADER, 16, false}, {DATA, 4096, true}, {STATUS, 1, true}};
+    uint16_t head;
+
+    header(VIRTIO_BLK_T_IN, 0);
+    head = drv_post(&drv, 0, s, 3);
+    drv_offer(&drv, 0, head);
+    drv_kick(&drv, 0);
+    cr_assert(drv_broken(&drv, WAIT_MS));
+    stop(&blk);
+    cr_assert_eq(blk.ops->drain(blk.dev, &err), 0);
+    cr_assert_eq(blk.ops->save(blk.dev, &sec, SLOT, &err), 0);
+    cr_assert(rp_sections_next(&sec, &pos, &one));
+    destroy(&blk);
+    cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    start(&blk);
+    drv_up(&drv, &board, SLOT, 0);
+    drv.heap = 0x200000;
+    cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_OK, "after a reset it goes on");
+    rp_sections_fini(&sec);
+}
+
 Test(blk, many_requests_in_flight_each_completes_once)
 {
     enum { N = 80 };
