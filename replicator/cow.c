@@ -233,7 +233,7 @@ static double best(double a, uint64_t began_ns)
 /* What protecting and a fault cost, on memory of our own: the least of some, so that it is not a busy host's mood. */
 static int measure(struct rp_cow *c, uint8_t *trial, struct rp_error *err)
 {
-    double one = 0, all = 0, fault = 0;
+    double one = 0, all = 0, fault = 0, after = 0;
     int rc = 0;
     for (unsigned i = 0; i < TRIAL_PAGES; i++)
         trial[i * RP_PAGE_SIZE] = 1;
@@ -252,8 +252,12 @@ static int measure(struct rp_cow *c, uint8_t *trial, struct rp_error *err)
         all = best(all, t0);
         if (rc == 0)
             rc = set_protection(c, trial, TRIAL_PAGES, false);
+        t0 = rp_clock_ns();
+        for (unsigned k = 0; k < TRIAL_PAGES; k++)
+            __atomic_store_n(trial + k * RP_PAGE_SIZE, 3, __ATOMIC_RELAXED);
+        after = best(after, t0);
     }
-    c->costs = (struct rp_cow_costs){.page_ns = all / TRIAL_PAGES, .fault_ns = fault};
+    c->costs = (struct rp_cow_costs){.page_ns = all / TRIAL_PAGES, .fault_ns = fault, .after_ns = after / TRIAL_PAGES};
     c->costs.run_ns = one > c->costs.page_ns ? one - c->costs.page_ns : 0;
     atomic_store(&c->faults, 0);
     return rc < 0 ? rp_error_set(err, rc, "memory cannot be write-protected: %s", strerror(-rc)) : 0;

@@ -39,6 +39,7 @@ struct rp_cow_run {
 struct rp_cow_costs {
     double run_ns, page_ns;     /* to protect: a run, and each page of it */
     double fault_ns;            /* a write that faults, as whoever writes sees it */
+    double after_ns;            /* the next write to a page that was let go: its mapping has to be made writable again */
 };
 
 /* Watches guest RAM's write faults from here on and starts the thread. Proves on memory of its own that faults are served.

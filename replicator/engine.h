@@ -14,7 +14,7 @@
  *                       └─ more pages than slots: resume, stay in IDLE, capture early  (INV-5: never wait while it stands)
  *   the emitter thread: encode ─► emit ─► flush;  the sink: committed() ─► release outputs (INV-1)
  *
- * E1  Between cut and resume the engine waits for nobody but the capture helpers.
+ * E1  Between cut and resume the engine waits for nobody but the capture helpers, and for one write fault that is being served.
  * E2  A page is in `pending`, in a list, or unchanged since the last epoch: nothing dirty is ever dropped.
  * E3  Epoch n+1 is emitted after the whole of epoch n, on one thread: the sink sees epochs in order.
  * E4  release(n) only after the sink said committed(n).
@@ -59,7 +59,7 @@ enum rp_engine_state { RP_ENGINE_SYNCING, RP_ENGINE_STEADY, RP_ENGINE_DONE, RP_E
 struct rp_cow_state {
     bool able, pays;                    /* it works here; it would pay now */
     uint64_t cuts, pages, faults;       /* with it; protected; written before they were let go */
-    double page_ns, run_ns, fault_ns;   /* what it costs */
+    double page_ns, run_ns, fault_ns, after_ns;     /* what it costs (cow.h) */
     char why[160];                      /* why it is not able; "" as long as nobody wanted it */
 };
 

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define TOLD 125        /* of a reason: what an event holds */
+
 static void keep(struct rp_engine *e, bool on)
 {
     if (e->src->ops->keep)
@@ -21,7 +23,8 @@ static void publish(struct rp_engine *e, const char *why)
     pthread_mutex_lock(&e->result_lock);
     struct rp_cow_state *s = &e->cow_state;
     *s = (struct rp_cow_state){.able = p->cow_able, .pays = rp_policy_cow_pays(p), .cuts = p->cow_cuts, .pages = e->cow_pages,
-                               .faults = e->cow_faults, .page_ns = p->protect_page_ns, .run_ns = p->protect_run_ns, .fault_ns = p->fault_ns};
+                               .faults = e->cow_faults, .page_ns = p->protect_page_ns, .run_ns = p->protect_run_ns, .fault_ns = p->fault_ns,
+                               .after_ns = p->after_ns};
     snprintf(s->why, sizeof(s->why), "%s", why);
     pthread_mutex_unlock(&e->result_lock);
 }
@@ -30,7 +33,8 @@ static void unable(struct rp_engine *e, const char *why)
 {
     e->policy.cow_able = false;
     publish(e, why);
-    rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"on\": false, \"reason\": \"%s\"}", why);
+    rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"on\": false, \"reason\": \"%.*s\"}",
+                   TOLD, why);
 }
 
 static void make(struct rp_engine *e)
@@ -52,6 +56,7 @@ static void make(struct rp_engine *e)
     e->policy.protect_run_ns = costs.run_ns;
     e->policy.protect_page_ns = costs.page_ns;
     e->policy.fault_ns = costs.fault_ns;
+    e->policy.after_ns = costs.after_ns;
     publish(e, "");
 }
 

@@ -57,10 +57,9 @@ static void tell_capture(struct rp_engine *e, uint64_t now)
         return;
     atomic_store(&e->strategy, is);
     if (is == RP_CAPTURE_COW)
-        rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"reason\": \"copying %.0f pages takes %.2f ms, a "
-                       "pause of %.2f ms is aimed at; protecting one takes %.0f ns, copying it %.0f ns, and %.1f %% are written meanwhile, for "
-                       "%.0f us\"}", pages, copy_ms, (double)p->goal.pause_ns / 1e6, p->protect_page_ns, p->copy_ns_per_page,
-                       p->fault_share * 100, p->fault_ns / 1e3);
+        rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"reason\": \"copying %.0f pages takes %.2f ms; "
+                       "protecting one %.0f ns, copying it %.0f ns, %.1f %% fault for %.0f us\"}", pages, copy_ms, p->protect_page_ns,
+                       p->copy_ns_per_page, p->fault_share * 100, p->fault_ns / 1e3);
     else if (is == RP_CAPTURE_STOP && !rp_policy_early_pays(p))
         rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"stop-and-copy\", \"reason\": \"only %.0f %% of the pages captured "
                        "early stay clean until the cut\"}", p->stay_quiet * 100);
@@ -79,9 +78,9 @@ static void tell_cow(struct rp_engine *e, uint64_t now)
         e->told_cow.value = 1;
     if (!p->cow_able || p->choice != RP_CHOOSE_BY_MEASURE || !news(&e->told_cow, pays ? 1 : 2, now))
         return;
-    rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"on\": %s, \"reason\": \"protecting a page takes %.0f ns, "
-                   "copying it %.0f ns, and %.1f %% are written meanwhile, for %.0f us\"}", pays ? "true" : "false", p->protect_page_ns,
-                   p->copy_ns_per_page, p->fault_share * 100, p->fault_ns / 1e3);
+    rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"on\": %s, \"reason\": \"a page: protecting it %.0f ns, copying "
+                   "it %.0f ns, %.1f %% fault for %.0f us, next write %.1f us more\"}", pays ? "true" : "false", p->protect_page_ns,
+                   p->copy_ns_per_page, p->fault_share * 100, p->fault_ns / 1e3, p->after_ns / 1e3);
 }
 
 static void tell_codec(struct rp_engine *e, uint8_t codec, uint64_t now)

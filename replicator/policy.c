@@ -2,6 +2,8 @@
 
 #include "core/epoch.h"
 
+#include <string.h>
+
 #define MS 1000000ull
 #define EARLY_ROUNDS 4u         /* each round leaves what was dirtied during the one before: it converges or never will */
 #define EARLY_RETRY 64u         /* epochs until early capture is tried again after it did not pay */
@@ -12,6 +14,7 @@
 #define COW_LEARN 4u            /* tries until its figures count */
 #define COW_RUN_PAGES 64u       /* pages a run on average: above, a protect says what a page costs, below, what a run does */
 #define COW_GAP_MAX 64u
+#define COW_SPARE 0.1           /* of the guest's time, outside of pauses, that shorter pauses are worth */
 #define IDLE_PAGES_S 500.0      /* a VM that dirties less and says nothing is idle */
 #define IDLE_EPOCHS 16u         /* … and is cut after so many epochs' time, */
 #define IDLE_MAX_NS (500 * MS)  /* or this */
@@ -31,6 +34,18 @@ void rp_goal_defaults(struct rp_goal *g)
         g->throttle_max = 99;
     if (!g->stall_ns)
         g->stall_ns = 10000 * MS;
+}
+
+bool rp_capture_choice_parse(const char *word, enum rp_capture_choice *out)
+{
+    static const char *const words[] = {
+        [RP_CHOOSE_BY_MEASURE] = "auto", [RP_CHOOSE_STOP] = "stop-and-copy", [RP_CHOOSE_COW] = "copy-on-write"};
+    for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+        if (strcmp(word, words[i]) == 0) {
+            *out = (enum rp_capture_choice)i;
+            return true;
+        }
+    return false;
 }
 
 void rp_policy_init(struct rp_policy *p, const struct rp_goal *goal, uint64_t now_ns)
@@ -145,9 +160,16 @@ static double cow_ns(const struct rp_policy *p)
     return p->protect_page_ns + p->fault_share * p->fault_ns;
 }
 
+/* How many pages may be protected in each epoch for what that costs the guest while it runs. */
+static double cow_pages(const struct rp_policy *p)
+{
+    double ns = p->after_ns + p->fault_share * p->fault_ns;
+    return (double)p->epoch_ns * COW_SPARE / (ns > 1 ? ns : 1);
+}
+
 bool rp_policy_cow_pays(const struct rp_policy *p)
 {
-    return p->cow_able && p->copy_ns_per_page - cow_ns(p) > p->copy_ns_per_page / 8;
+    return p->cow_able && p->copy_ns_per_page - cow_ns(p) > p->copy_ns_per_page / 8 && cow_pages(p) >= COW_PROBE;
 }
 
 bool rp_policy_cow_wanted(const struct rp_policy *p)
@@ -186,7 +208,7 @@ bool rp_policy_cow(const struct rp_policy *p, uint64_t pages, struct rp_cow_plan
         return p->cow_skipped >= COW_RETRY || (p->cow_cuts < COW_LEARN && rp_policy_cow_pays(p));
     }
     double gap = p->protect_run_ns / cow_ns(p);
-    *out = (struct rp_cow_plan){.min_run = 1 + (uint64_t)(p->protect_run_ns / (p->copy_ns_per_page - cow_ns(p))), .max_pages = UINT64_MAX,
+    *out = (struct rp_cow_plan){.min_run = 1 + (uint64_t)(p->protect_run_ns / (p->copy_ns_per_page - cow_ns(p))), .max_pages = (uint64_t)cow_pages(p),
                                 .max_gap = gap < COW_GAP_MAX ? (uint64_t)gap : COW_GAP_MAX};
     return true;
 }

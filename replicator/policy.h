@@ -32,6 +32,9 @@ enum rp_capture_choice {
     RP_CHOOSE_COW,      /* all of them write-protected in the pause, whatever that costs: for tests and measurements */
 };
 
+/* "auto", "stop-and-copy", "copy-on-write". False: none of them. */
+bool rp_capture_choice_parse(const char *word, enum rp_capture_choice *out);
+
 /* Which pages copy-on-write takes at a cut (cold.h). */
 struct rp_cow_plan {
     uint64_t min_run;   /* pages in a row, less are copied */
@@ -58,6 +61,7 @@ struct rp_policy {
     bool cow_able;              /* copy-on-write works here */
     double protect_run_ns, protect_page_ns;     /* write-protecting a run; each page of it */
     double fault_ns, fault_share;   /* a write fault, as the guest sees it; share of the protected pages that get one */
+    double after_ns;            /* what the next write to a page costs more because it was protected */
     double held;                /* share of a cut's pages that could be protected, when that was tried */
     double cow_share;           /* share of the last cuts with copy-on-write */
     unsigned cow_cuts;          /* with copy-on-write, since the start */
@@ -93,7 +97,8 @@ bool rp_policy_early_pays(const struct rp_policy *p);
 /* A cut found `pages` to be copied: should cold ones be write-protected instead? Until enough is known about the guest's writes,
  * and while it does not pay, a few are tried now and then. */
 bool rp_policy_cow(const struct rp_policy *p, uint64_t pages, struct rp_cow_plan *out);
-/* Does it pay: does a page that is protected cost less time than one that is copied, the faults it brings included? */
+/* Does it pay: does a page that is protected cost less time than one that is copied, the faults it brings included, and may enough
+ * pages be protected before what their next writes cost is more than a tenth of the guest's time? */
 bool rp_policy_cow_pays(const struct rp_policy *p);
 /* What is known says that pauses may get longer than aimed at: copy-on-write may be wanted. */
 bool rp_policy_cow_wanted(const struct rp_policy *p);

@@ -6,6 +6,8 @@ unit_SRCS += tests/unit/test_pressure.c
 $(BUILD)/tests/unit/test_pressure: $(BUILD)/tests/bench/source.o
 unit_SRCS += tests/unit/test_cow.c
 $(BUILD)/tests/unit/test_cow: $(BUILD)/tests/bench/source.o
+unit_SRCS += tests/unit/test_cow_guest.c
+$(BUILD)/tests/unit/test_cow_guest: $(BUILD)/tests/bench/source.o
 unit_SRCS += tests/unit/test_lease.c
 unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_lanes.c

@@ -43,6 +43,8 @@ static const struct { const char *name, *says; } decisions[] = {
     {"STANDBY_FORGOT", "the standby forgot what it held"},
     {"PRIMARY_LOST", "the standby lost its primary"},
     {"CODEC", "a codec was switched"},
+    {"CAPTURE", "capture of dirty pages"},
+    {"EPOCH_LENGTH", "the length of epochs was changed"},
     {"THROTTLE", "the guest was slowed down"},
     {"LANE_LOST", "a connection of the link was lost"},
     {"STOP", "paused"},
@@ -95,13 +97,23 @@ static void print_event(const json_t *e)
     putchar('\n');
 }
 
+/* "copy-on-write off": what a decision between strategies was for. */
+static void print_strategy(const json_t *data)
+{
+    const json_t *on = json_object_get(data, "on");
+    if (*str(data, "strategy"))
+        printf(": %s%s", str(data, "strategy"), on ? json_is_true(on) ? " on" : " off" : "");
+}
+
 /* One sentence: what was decided, and the reason that was kept with it. */
 static void print_decision(const json_t *e)
 {
     json_t *data = json_object_get(e, "data");
     const char *reason = str(data, "reason"), *then = str(data, "then");
     print_when(e);
-    printf("  %s%s%s%s%s", says(str(e, "name")), *reason ? ", because " : "", reason, *then ? "; then: " : "", then);
+    printf("  %s", says(str(e, "name")));
+    print_strategy(data);
+    printf("%s%s%s%s", *reason ? ", because " : "", reason, *then ? "; then: " : "", then);
     if (!*reason) {
         printf(" (");
         print_data(data, true);

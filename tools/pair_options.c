@@ -1,5 +1,6 @@
 #include "tools/pair_options.h"
 
+#include "replicator/policy.h"
 #include "tools/vm_options.h"
 
 #include <errno.h>
@@ -11,6 +12,15 @@ static int parse_on_loss(void *field, char *value, struct rp_error *err)
     if (strcmp(value, "run") != 0 && strcmp(value, "pause") != 0)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--on-loss \"%s\": not one of run, pause", value);
     *pause = strcmp(value, "pause") == 0;
+    return 0;
+}
+
+static int parse_capture(void *field, char *value, struct rp_error *err)
+{
+    enum rp_capture_choice choice;
+    if (!rp_capture_choice_parse(value, &choice))
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--capture \"%s\": not one of auto, stop-and-copy, copy-on-write", value);
+    *(const char **)field = value;
     return 0;
 }
 
@@ -35,6 +45,9 @@ const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS] = {
     {.name = "streams", .arg = "N", .kind = RP_OPT_UINT, AT(lanes), .min = 1, .max = 16, .help = "Connections that carry memory; 1 unless given."},
     {.name = "heartbeat", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(heartbeat_ns),
      .help = "Time between heartbeats; after four that did not come the standby takes the primary for dead. 20ms unless given."},
+    {.name = "capture", .arg = "auto|stop-and-copy|copy-on-write", .kind = RP_OPT_PARSE, AT(capture), .parse = parse_capture,
+     .help = "How a cut's dirty pages are captured: as measured to be best (unless given), all copied in the pause, or all write-protected in "
+             "it and copied after; the last for measurements."},
     {.name = "on-loss", .arg = "run|pause", .kind = RP_OPT_PARSE, AT(pause_on_loss), .parse = parse_on_loss,
      .help = "What the VM does while it has no standby: run unprotected (unless given), or stand still."},
 };

@@ -16,13 +16,14 @@ struct rp_pair_options {
     uint64_t epoch_ns, latency_ns, bandwidth_bytes_s;   /* 0: not given */
     unsigned cpu_percent, lanes;
     uint64_t heartbeat_ns;
+    const char *capture;        /* a word of rp_capture_choice_parse, or NULL */
     bool pause_on_loss;
     bool waits;                 /* set by standby: the lease is taken when the primary has lost it, not at the start */
     const char *listen;         /* standby: URI */
 };
 
 #define RP_FENCE_OPTIONS 3u
-#define RP_PROTECT_OPTIONS 7u
+#define RP_PROTECT_OPTIONS 8u
 extern const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS];
 extern const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS];
 extern const struct rp_opt rp_run_protect_option[1];    /* --protect URI */

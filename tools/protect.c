@@ -52,6 +52,8 @@ static int arguments(const char *uri, const struct protect_opts *o, json_t **out
     int rc = put_path(a, "key-file", p->key_path, err);
     if (p->lease)
         json_object_set_new(a, "lease", json_string(p->lease));
+    if (p->capture)
+        json_object_set_new(a, "capture", json_string(p->capture));
     put(a, "lease-ttl-ms", p->lease_ttl_ns / 1000000u);
     put(a, "epoch-us", p->epoch_ns / 1000u);
     put(a, "latency-us", p->latency_ns / 1000u);

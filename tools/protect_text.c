@@ -53,6 +53,22 @@ static void print_codecs(const json_t *p)
     putchar('\n');
 }
 
+static void print_capture(const json_t *c)
+{
+    const json_t *cow = json_object_get(c, "copy-on-write");
+    if (!c)
+        return;
+    printf("  %-14s %s; copying a page takes %lld ns", "capture", str(c, "strategy"), num(c, "copy-ns"));
+    if (*str(cow, "reason"))
+        printf("; no copy-on-write: %s\n", str(cow, "reason"));
+    else if (!json_is_true(json_object_get(cow, "able")))
+        printf("; copy-on-write was not needed yet\n");
+    else
+        printf(", protecting it %lld ns, a write fault %lld us, the next write %.1f us: copy-on-write %s (%lld pages at %lld cuts, %lld faults)\n", num(cow, "page-ns"),
+               num(cow, "fault-ns") / 1000, (double)num(cow, "after-ns") / 1e3, json_is_true(json_object_get(cow, "pays")) ? "pays" : "does not pay", num(cow, "pages"),
+               num(cow, "cuts"), num(cow, "faults"));
+}
+
 void rp_protect_print(const json_t *p)
 {
     const json_t *link = json_object_get(p, "link"), *out = json_object_get(p, "outputs");
@@ -68,6 +84,7 @@ void rp_protect_print(const json_t *p)
            num(cost, "throttle-percent"), json_real_value(json_object_get(cost, "cores")));
     print_times("pause", json_object_get(p, "pause"));
     print_times("cut to commit", json_object_get(p, "commit"));
+    print_capture(json_object_get(p, "capture"));
     printf("  %-14s %s; waited p50 %.3f ms, p99 %.3f ms, longest %.3f ms; %lld wait now (%lld bytes)\n", "outputs",
            json_is_true(json_object_get(out, "held")) ? "held until committed" : "flow freely", ms(out, "hold-p50-us"), ms(out, "hold-p99-us"),
            ms(out, "hold-max-us"), num(out, "waiting-frames"), num(out, "waiting-bytes"));

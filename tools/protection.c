@@ -108,6 +108,9 @@ static void goal_of(const struct rp_pair_options *o, struct rp_protect_config *c
     g->bandwidth_bytes_s = o->bandwidth_bytes_s;
     g->cpu_percent = o->cpu_percent;
     cfg->pause_on_loss = o->pause_on_loss;
+    cfg->engine.capture = RP_CHOOSE_BY_MEASURE;
+    if (o->capture)
+        (void)rp_capture_choice_parse(o->capture, &cfg->engine.capture);    /* where it came from looked at the word */
     cfg->link.lanes = o->lanes;
     cfg->link.heartbeat_ms = (unsigned)(o->heartbeat_ns / 1000000u);
     if (!cfg->link.heartbeat_ms)
@@ -278,6 +281,17 @@ static json_t *outputs(struct rp_vm *vm, bool held)
                      (json_int_t)(g.hold_p99_ns / 1000), "hold-max-us", (json_int_t)(g.hold_max_ns / 1000));
 }
 
+static json_t *capture(const struct rp_engine_stats *e)
+{
+    const struct rp_cow_state *c = &e->cow;
+    json_t *cow = json_pack("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "able", (int)c->able, "pays", (int)c->pays, "cuts", (json_int_t)c->cuts,
+                            "pages", (json_int_t)c->pages, "faults", (json_int_t)c->faults, "page-ns", (json_int_t)c->page_ns, "run-ns",
+                            (json_int_t)c->run_ns, "fault-ns", (json_int_t)c->fault_ns, "after-ns", (json_int_t)c->after_ns);
+    if (*c->why)
+        json_object_set_new(cow, "reason", json_string(c->why));
+    return json_pack("{s:s, s:I, s:o}", "strategy", e->capture, "copy-ns", (json_int_t)e->copy_ns, "copy-on-write", cow);
+}
+
 static void add_engine(json_t *o, const struct rp_protect_status *s)
 {
     const struct rp_engine_stats *e = &s->engine;
@@ -287,6 +301,7 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
     json_object_set_new(o, "committed-ms-ago", json_integer((json_int_t)(age / 1000000)));
     json_object_set_new(o, "pause", times(&e->pause));
     json_object_set_new(o, "commit", times(&e->commit));
+    json_object_set_new(o, "capture", capture(e));
     json_object_set_new(o, "dirty-pages-per-second", json_real(e->dirty_pages_s));
     json_object_set_new(o, "cost", json_pack("{s:s, s:i, s:I, s:f, s:I}", "pressure", rp_pressure_name(e->pressure), "throttle-percent",
                                              (int)e->throttle, "epoch-us", (json_int_t)(e->epoch_ns / 1000), "cores", e->cpu,

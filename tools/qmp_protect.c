@@ -28,10 +28,13 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
         .lease_ttl_ns = number(a, "lease-ttl-ms", 0) * 1000000u, .epoch_ns = number(a, "epoch-us", 0) * 1000u,
         .latency_ns = number(a, "latency-us", 0) * 1000u, .bandwidth_bytes_s = number(a, "bandwidth", 0),
         .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 1),
-        .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u,
+        .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u, .capture = text(a, "capture"),
     };
     if (on_loss && strcmp(on_loss, "run") != 0 && strcmp(on_loss, "pause") != 0)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: on-loss \"%s\": not one of run, pause", on_loss);
+    enum rp_capture_choice choice;
+    if (o.capture && !rp_capture_choice_parse(o.capture, &choice))
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: capture \"%s\": not one of auto, stop-and-copy, copy-on-write", o.capture);
     o.pause_on_loss = on_loss && strcmp(on_loss, "pause") == 0;
     if (o.lanes < 1 || o.lanes > RP_LANES_MAX)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: streams %u: between 1 and %u are possible", o.lanes, RP_LANES_MAX);
@@ -99,7 +102,8 @@ static int query_standby(struct rp_qmp_call *call, struct rp_error *err)
 static const struct rp_qmp_arg protect_args[] = {
     {"uri", RP_QMP_STR, false}, {"lease", RP_QMP_STR, true}, {"lease-ttl-ms", RP_QMP_SIZE, true}, {"key-file", RP_QMP_STR, true},
     {"epoch-us", RP_QMP_SIZE, true}, {"latency-us", RP_QMP_SIZE, true}, {"bandwidth", RP_QMP_SIZE, true}, {"cpu", RP_QMP_SIZE, true},
-    {"streams", RP_QMP_SIZE, true}, {"heartbeat-ms", RP_QMP_SIZE, true}, {"on-loss", RP_QMP_STR, true}, {"patient", RP_QMP_BOOL, true},
+    {"streams", RP_QMP_SIZE, true}, {"heartbeat-ms", RP_QMP_SIZE, true}, {"on-loss", RP_QMP_STR, true}, {"capture", RP_QMP_STR, true},
+    {"patient", RP_QMP_BOOL, true},
     {.name = NULL},
 };
 static const struct rp_qmp_arg failover_args[] = {{"timeout-ms", RP_QMP_SIZE, true}, {.name = NULL}};

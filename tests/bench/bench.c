@@ -2,7 +2,7 @@
  * bench-engine: what the engine's parts cost on this machine; only `machine` needs KVM. Figures swing with the machine's load: compare
  * within one run.
  *
- *   bench-engine [pages] [encode] [link] [resync] [machine] [KEY=VALUE …]    all unless named
+ *   bench-engine [pages] [encode] [cow] [link] [resync] [machine] [KEY=VALUE …]    all unless named
  */
 #include "tests/bench/bench.h"
 
@@ -53,7 +53,7 @@ void bench_row(const char *what, double figure, const char *unit)
 int main(int argc, char **argv)
 {
     static const struct { const char *name; int (*run)(const struct bench_words *w); } parts[] = {
-        {"pages", bench_pages}, {"encode", bench_encode}, {"link", bench_link}, {"resync", bench_resync}, {"machine", bench_machine}};
+        {"pages", bench_pages}, {"encode", bench_encode}, {"cow", bench_cow}, {"link", bench_link}, {"resync", bench_resync}, {"machine", bench_machine}};
     struct bench_words w = {argc, argv};
     bool named = false;
     signal(SIGPIPE, SIG_IGN);

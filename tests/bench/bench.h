@@ -21,6 +21,7 @@ void bench_title(const char *title);
 
 int bench_pages(const struct bench_words *w);       /* cost per page of every step it goes through */
 int bench_encode(const struct bench_words *w);      /* encoder: cost and wire bytes per kind of page */
+int bench_cow(const struct bench_words *w);         /* copy-on-write against copying in the pause */
 int bench_link(const struct bench_words *w);        /* the whole engine to a standby process, tcp and unix */
 int bench_resync(const struct bench_words *w);      /* a standby that comes back: what differs against all of RAM */
 int bench_machine(const struct bench_words *w);     /* cuts of a real machine; needs /dev/kvm */

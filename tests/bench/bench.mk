@@ -2,7 +2,7 @@
 .PHONY: bench bench-engine
 bench: bench-engine
 
-BENCH_OBJS := $(addprefix $(BUILD)/tests/bench/,bench.o pages.o encode.o link.o resync.o source.o machine.o)
+BENCH_OBJS := $(addprefix $(BUILD)/tests/bench/,bench.o pages.o encode.o cow.o link.o resync.o source.o machine.o)
 $(BUILD)/tests/bench/bench-engine: $(BENCH_OBJS) $(LIBS)
 	$(CC) $(LDFLAGS) -o $@ $(BENCH_OBJS) $(LIBS) $(LDLIBS)
 

@@ -1,6 +1,7 @@
 /*
  * crawl_sink.h - a sink under the test's control: it feeds an image in this process, or only counts; it can stall. Each epoch that
- * is applied is compared with the digest of the synthetic guest's RAM at its cut (tests/bench/source.h, .digest).
+ * is applied is compared with the digest of the guest's RAM at its cut, as `digest_at` has it (of the synthetic guest of
+ * tests/bench/source.h unless the test says otherwise).
  */
 #ifndef RP_TESTS_CRAWL_SINK_H
 #define RP_TESTS_CRAWL_SINK_H
@@ -16,7 +17,8 @@
 struct crawler {
     struct rp_sink base;
     struct rp_sink_events events;
-    struct synth *guest;
+    void *guest;
+    bool (*digest_at)(void *guest, uint64_t epoch, uint64_t *lo, uint64_t *hi);
     struct rp_image *image;         /* NULL: records are only counted */
     struct rp_ram_view ram;
     pthread_mutex_t lock;
@@ -66,7 +68,7 @@ static int crawl_emit(struct rp_sink *s, struct rp_buf *record, struct rp_error 
         return rp_error_set(err, EPIPE, "cancelled");
     if (c->image && crawl_feed(c, record) == 1) {
         uint64_t lo, hi, n = rp_image_epoch(c->image);
-        if (synth_digest_at(c->guest, n, &lo, &hi)) {
+        if (c->digest_at(c->guest, n, &lo, &hi)) {
             cr_assert(lo == rp_image_digest(c->image)->sum.lo && hi == rp_image_digest(c->image)->sum.hi,
                       "epoch %lu is not what the guest was at its cut", n);
             atomic_fetch_add(&c->compared, 1);
@@ -110,9 +112,14 @@ static int crawl_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_v
     return 0;
 }
 
-static void crawl_make(struct crawler *c, struct synth *guest, bool image)
+static bool crawl_synth_digest(void *guest, uint64_t epoch, uint64_t *lo, uint64_t *hi)
 {
-    *c = (struct crawler){.base.ops = &crawl_ops, .guest = guest};
+    return synth_digest_at(guest, epoch, lo, hi);
+}
+
+static void crawl_make(struct crawler *c, void *guest, bool image)
+{
+    *c = (struct crawler){.base.ops = &crawl_ops, .guest = guest, .digest_at = crawl_synth_digest};
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->change, NULL);
     struct rp_image_ops ops = {.ctx = c, .ram = crawl_ram};

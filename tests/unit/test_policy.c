@@ -69,6 +69,123 @@ Test(policy, latency_bounds_what_limits_ask_for)
     expect(&q, d.until_ns, RP_POLICY_CUT, 0, RP_CUT_OUTPUT);
 }
 
+/* --- copy-on-write: what a cut's cold pages are worth --- */
+
+/* A VM whose cuts of 10,000 pages take 5 ms to copy; protecting a page takes 50 ns, a run 1 us. */
+static struct rp_policy cow_made(void)
+{
+    struct rp_policy p = made((struct rp_goal){.epoch_ns = 20 * MS});
+    p.cow_able = true;
+    p.protect_page_ns = 50;
+    p.protect_run_ns = 1000;
+    p.fault_ns = 10000;
+    return p;
+}
+
+static void cow_learn(struct rp_policy *p, unsigned cuts, uint64_t held, uint64_t faults, double fault_ns)
+{
+    for (unsigned i = 0; i < cuts; i++)
+        rp_policy_learn_cow(p, 10000, held, faults, fault_ns);
+}
+
+Test(policy, cow_is_tried_on_a_few_pages_and_then_used_for_all)
+{
+    struct rp_policy p = cow_made();
+    struct rp_cow_plan plan;
+    cr_assert(!rp_policy_cow(&p, 500, &plan), "copying 500 pages takes 0.25 ms, 0.3 ms are aimed at");
+    cr_assert(rp_policy_cow(&p, 10000, &plan));
+    cr_assert_leq(plan.max_pages, 256, "nothing is known about the guest's writes yet");
+    cow_learn(&p, 4, 256, 0, 10000);
+    cr_assert(rp_policy_cow(&p, 10000, &plan));
+    cr_assert_geq(plan.max_pages, 10000);
+    cr_assert(!plan.hot);
+    /* Of a page 450 ns are saved, so a run of 1 us needs three; a gap of up to 20 clean pages is cheaper than another run. */
+    cr_assert_eq(plan.min_run, 3);
+    cr_assert_eq(plan.max_gap, 20);
+}
+
+Test(policy, cow_is_off_where_a_fault_is_dear_and_tried_again_now_and_then)
+{
+    struct rp_policy p = cow_made();
+    struct rp_cow_plan plan;
+    cow_learn(&p, 8, 256, 3, 150000);       /* 1.2 % of the pages, 1.8 us a page: copying takes 0.5 */
+    cr_assert(!rp_policy_cow_pays(&p));
+    cr_assert(!rp_policy_cow(&p, 10000, &plan));
+    cow_learn(&p, 64, 0, 0, 0);
+    cr_assert(rp_policy_cow(&p, 10000, &plan), "after 64 cuts that wanted it");
+    cr_assert_leq(plan.max_pages, 256);
+    cow_learn(&p, 1, 256, 3, 150000);
+    cr_assert(!rp_policy_cow(&p, 10000, &plan));
+    cow_learn(&p, 40, 256, 0, 15000);       /* the guest writes other pages now */
+    cr_assert(rp_policy_cow(&p, 10000, &plan));
+    cr_assert_gt(plan.max_pages, 256);
+}
+
+/* Protected pages are written more slowly once: that may take a tenth of the guest's time, 2 ms of each epoch here. */
+Test(policy, cow_takes_no_more_pages_than_their_next_writes_may_cost)
+{
+    struct rp_policy p = cow_made();
+    struct rp_cow_plan plan;
+    cow_learn(&p, 8, 256, 0, 10000);
+    p.after_ns = 1000;
+    cr_assert(rp_policy_cow(&p, 10000, &plan));
+    cr_assert_eq(plan.max_pages, 2000);
+    p.after_ns = 20000;
+    cr_assert(!rp_policy_cow_pays(&p), "a hundred pages would save nothing");
+    cr_assert(!rp_policy_cow(&p, 10000, &plan));
+}
+
+Test(policy, cow_is_off_where_protecting_takes_as_long_as_copying)
+{
+    struct rp_policy p = cow_made();
+    struct rp_cow_plan plan;
+    for (unsigned i = 0; i < 100; i++)
+        rp_policy_learn_protect(&p, 10, 10000, 10000 * 480 + 10 * 1000);
+    cr_assert_float_eq(p.protect_page_ns, 480, 5);
+    cr_assert(!rp_policy_cow(&p, 10000, &plan));
+    for (unsigned i = 0; i < 100; i++)
+        rp_policy_learn_protect(&p, 1000, 3000, 3000 * 480 + 1000 * 7000);      /* short runs say what a run costs */
+    cr_assert_float_eq(p.protect_run_ns, 7000, 70);
+}
+
+Test(policy, cow_does_what_it_was_told)
+{
+    struct rp_policy p = cow_made();
+    struct rp_cow_plan plan;
+    p.choice = RP_CHOOSE_COW;
+    cr_assert(rp_policy_cow(&p, 1, &plan));
+    cr_assert(plan.hot && plan.min_run == 1 && plan.max_pages == UINT64_MAX);
+    cr_assert(!rp_policy_early_pays(&p));
+    p.choice = RP_CHOOSE_STOP;
+    cr_assert(!rp_policy_cow(&p, 10000, &plan));
+    cr_assert(!rp_policy_early_pays(&p));
+    p.choice = RP_CHOOSE_BY_MEASURE;
+    p.cow_able = false;
+    cr_assert(!rp_policy_cow(&p, 10000, &plan), "the host has no userfaultfd");
+}
+
+/* Early capture makes a page free in the pause if it stays quiet; where pages do not, copy-on-write costs less. */
+Test(policy, cow_and_early_are_compared)
+{
+    struct rp_policy p = cow_made();
+    cow_learn(&p, 60, 9500, 9, 10000);
+    p.stay_quiet = 0.99;
+    cr_assert(rp_policy_early_pays(&p));
+    p.stay_quiet = 0.7;
+    cr_assert(!rp_policy_early_pays(&p));
+    cow_learn(&p, 60, 1000, 1, 10000);      /* but only a tenth of the pages is cold now */
+    cr_assert(rp_policy_early_pays(&p));
+}
+
+Test(policy, words_for_capture)
+{
+    enum rp_capture_choice c;
+    cr_assert(rp_capture_choice_parse("copy-on-write", &c) && c == RP_CHOOSE_COW);
+    cr_assert(rp_capture_choice_parse("stop-and-copy", &c) && c == RP_CHOOSE_STOP);
+    cr_assert(rp_capture_choice_parse("auto", &c) && c == RP_CHOOSE_BY_MEASURE);
+    cr_assert(!rp_capture_choice_parse("cow", &c));
+}
+
 /* What an output that comes at the worst moment would have to wait for must stay within half of the latency allowed. */
 Test(policy, latency_keeps_epochs_small_enough_to_commit_in_time)
 {
