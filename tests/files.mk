@@ -47,6 +47,7 @@ $(BUILD)/tests/golden/%: tests/golden/%
 	cp $< $@
 $(BUILD)/tests/unit/test_golden: | $(GOLDEN)
 unit_SRCS += tests/unit/test_virtio_console.c
+unit_SRCS += tests/unit/test_chardev.c
 unit_SRCS += tests/unit/test_virtio_vsock.c
 unit_SRCS += tests/unit/test_no_lost_page.c
 unit_SRCS += tests/unit/test_fence.c

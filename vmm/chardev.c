@@ -27,7 +27,7 @@ struct rp_chardev {
     void *ctx;
     int in, out, listener;      /* -1: none; in == out for a socket */
     bool pollable;              /* out can be watched (not a regular file) */
-    bool watching_in, watching_out;
+    uint32_t in_events, out_events;     /* watched for; a socket that is both is watched as `in` */
     bool tty, escaped;
     struct termios old;
     int resize_fd;              /* signalfd of SIGWINCH, -1: none */
@@ -43,40 +43,42 @@ struct rp_chardev {
 
 static void ready(void *ctx, uint32_t events);
 
+/* Not merely without events when none is wanted: a hang-up would be told for ever. */
+static void watch_for(struct rp_chardev *c, int fd, uint32_t *watched, uint32_t events)
+{
+    int rc = 0;
+
+    if (events == *watched)
+        return;
+    if (!events)
+        rp_loop_remove(c->loop, fd);
+    else
+        rc = *watched ? rp_loop_modify(c->loop, fd, events) : rp_loop_add(c->loop, fd, events, ready, c);
+    if (rc == 0)
+        *watched = events;
+}
+
 /* One descriptor may be watched once: events for in and out are combined when they are the same. */
 static void watch(struct rp_chardev *c)
 {
-    bool want_in = c->in >= 0 && c->in_len < IN_BYTES, want_out = c->out >= 0 && c->len > 0 && c->pollable;
+    uint32_t in = c->in >= 0 && c->in_len < IN_BYTES ? EPOLLIN : 0, out = c->out >= 0 && c->len > 0 && c->pollable ? EPOLLOUT : 0;
 
     if (c->in >= 0 && c->in == c->out) {
-        uint32_t ev = (want_in ? EPOLLIN : 0u) | (want_out ? EPOLLOUT : 0u);
-        if (!c->watching_in)
-            c->watching_in = rp_loop_add(c->loop, c->in, ev, ready, c) == 0;
-        else
-            (void)!rp_loop_modify(c->loop, c->in, ev);
+        watch_for(c, c->in, &c->in_events, in | out);
         return;
     }
-    if (c->in >= 0) {
-        if (!c->watching_in && want_in)
-            c->watching_in = rp_loop_add(c->loop, c->in, EPOLLIN, ready, c) == 0;
-        else if (c->watching_in)
-            (void)!rp_loop_modify(c->loop, c->in, want_in ? EPOLLIN : 0u);
-    }
-    if (want_out && !c->watching_out) {
-        c->watching_out = rp_loop_add(c->loop, c->out, EPOLLOUT, ready, c) == 0;
-    } else if (!want_out && c->watching_out) {
-        rp_loop_remove(c->loop, c->out);
-        c->watching_out = false;
-    }
+    if (c->in >= 0)
+        watch_for(c, c->in, &c->in_events, in);
+    if (c->out >= 0)
+        watch_for(c, c->out, &c->out_events, out);
 }
 
 static void hang_up(struct rp_chardev *c)
 {
-    if (c->watching_in)
-        rp_loop_remove(c->loop, c->in);
-    if (c->watching_out)
-        rp_loop_remove(c->loop, c->out);
-    c->watching_in = c->watching_out = false;
+    if (c->in >= 0)
+        watch_for(c, c->in, &c->in_events, 0);
+    if (c->out >= 0)
+        watch_for(c, c->out, &c->out_events, 0);
     if (c->kind == RP_SERIAL_UNIX && c->in >= 0)
         close(c->in);
     c->in = -1;
