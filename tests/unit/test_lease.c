@@ -518,3 +518,45 @@ Test(lease_etcd, INV3_against_a_real_server, .init = make_dir, .fini = remove_di
     kill(etcd, SIGKILL);
     waitpid(etcd, NULL, 0);
 }
+
+/* F3's ground: the holder moves on to the next term without a moment in which anybody else could have had the lease. */
+Test(lease_etcd, INV3_the_holder_advances_against_a_real_server, .init = make_dir, .fini = remove_dir, .timeout = 60)
+{
+    if (system("etcd --version >/dev/null 2>&1") != 0)
+        cr_skip_test("no etcd-server here: apt-get install etcd-server");
+    uint16_t port = free_port(), peer = free_port();
+    char where[100];
+    struct rp_error err = {0};
+    struct rp_lease_grant ga, gb;
+    struct rp_lease_holder h;
+    uint64_t again;
+    pid_t etcd = start_etcd(port, peer);
+    snprintf(where, sizeof(where), "etcd:127.0.0.1:%u", port);
+    struct rp_lease *a = open_at(where, "a", 5000), *b = open_at(where, "b", 5000);
+    cr_assert_eq(rp_lease_acquire(a, 10000, NULL, &ga, &err), 0, "%s", err.text);
+    uint64_t deadline = ga.deadline_ns;
+    for (uint64_t term = 2; term <= 4; term++) {
+        cr_assert_eq(rp_lease_advance(a, &ga, &err), 0, "%s", err.text);
+        cr_assert_eq(ga.term, term);
+        cr_assert_eq(ga.deadline_ns, deadline, "nothing was renewed");
+        cr_assert_eq(rp_lease_query(b, &h, &err), 0, "%s", err.text);
+        cr_assert(h.held && strcmp(h.owner, "a") == 0 && h.term == term, "%s %lu", h.owner, h.term);
+        cr_assert_eq(rp_lease_try(b, &gb, &again, &err), -EBUSY, "%s", err.text);
+    }
+    cr_assert_eq(rp_lease_renew(a, &deadline, &err), 0, "%s", err.text);
+    /* What etcd cannot confirm has not happened. */
+    kill(etcd, SIGKILL);
+    waitpid(etcd, NULL, 0);
+    cr_assert_lt(rp_lease_advance(a, &ga, &err), 0);
+    etcd = start_etcd(port, peer);
+    /* Whoever has lost it cannot advance. */
+    cr_assert_eq(rp_lease_acquire(b, 30000, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(gb.term, 5);
+    cr_assert_lt(rp_lease_advance(a, &ga, &err), 0, "two holders at once");
+    cr_assert_eq(rp_lease_advance(b, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(gb.term, 6);
+    rp_lease_destroy(a);
+    rp_lease_destroy(b);
+    kill(etcd, SIGKILL);
+    waitpid(etcd, NULL, 0);
+}

@@ -216,6 +216,7 @@ class BlkGuest(Guest):
         found = self.host.run(f"""
         for p in $(pgrep -x reprise); do
             [ "$(readlink /proc/$p/exe)" ] && tr '\\0' ' ' < /proc/$p/cmdline | grep -q -e '--name {self.name} ' || continue
+            [ "$(tr '\\0' '\\n' < /proc/$p/environ | sed -n 's/^REPRISE_RUNTIME_DIR=//p')" = "$REPRISE_RUNTIME_DIR" ] || continue
             exec /mnt/build/tests/tools/guest-probe {options} -p $p
         done
         echo "no monitor of {self.name}" >&2; exit 1""", check=False, timeout_s=120)

@@ -7,7 +7,7 @@ HEARTBEAT = "500ms"     # a lab host stalls for longer than a real one; heartbea
 
 
 class Side:
-    """One of two sides on the same host, each with a runtime directory and a tap of its own: a pair without a second host.
+    """One of two sides on the same host, each with directories and a tap of its own: a pair without a second host.
 
     Enough for what processes do to each other; a host's power, its clock and the wires between two are not there.
     """
@@ -22,13 +22,16 @@ class Side:
         return self.name
 
     def _there(self, script):
-        return f"export REPRISE_RUNTIME_DIR=/run/reprise-{self.name}; {script}"
+        return f"export REPRISE_RUNTIME_DIR=/run/reprise-{self.name}; mkdir -p /root/{self.name}; cd /root/{self.name}; {script}"
 
     def run(self, script, **options):
         return self.host.run(self._there(script), **options)
 
     def background(self, script):
         return self.host.background(self._there(script))
+
+    def kernel_log_must_be_clean(self):
+        self.host.kernel_log_must_be_clean()
 
 
 def sides(lab):

@@ -1,12 +1,12 @@
 """Disk and RAM agree after every failover: the primary killed at random moments, with its own disk or a shared one.
 
 disk=private|shared|nbd (private; shared: a file that both hosts see), mode=async|sync (how the block writer writes), rounds=N (4),
-transport=tcp|rdma, lease=file|none. In every round the primary's monitor is killed, the guest compares its whole disk with what it
+transport=tcp|rdma|unix, lease=file|none, hosts=1: both sides on one host, fault=kill|switch (kill; switch: planned). In every round the primary's monitor is killed or hands over, the guest compares its whole disk with what it
 remembers, then the disk is compared from outside, and the old host becomes the standby. With private disks the old primary's disk is
 first refused to a new VM, and before every other round the standby is killed in the middle of taking or applying an epoch.
 """
 from lab import BlkGuest
-from lab.pair import Pair
+from lab.pair import Pair, sides
 
 TIMEOUT_S = 900
 POINTS = ("replica-write", "journal-write", "journal-sync")    # fault points of the standby's disks, see core/fault.h
@@ -20,7 +20,7 @@ def choose_disk(lab):
     """(what --disk says, where a host finds the bytes)"""
     kind = lab.word("disk", "private")
     if kind == "private":
-        return "/root/disk", "/root/disk"
+        return "disk", "disk"
     with open(lab.shared / "disk", "wb") as disk:
         disk.truncate(16 << 20)
     if kind == "shared":
@@ -67,19 +67,23 @@ def one_round(lab, pair, guest):
     guest.must_write(lab.random.randint(10, 300))
     # A busy machine may have made the two miss each other; who dies unprotected is not taken over, and that is right.
     lab.wait_until(lambda: protected(pair), 120, "the guest is protected")
-    pair.guest.job.kill()
+    switch = lab.word("fault", "kill") == "switch"
+    if switch:
+        old.run(f"reprise failover {guest.name}", timeout_s=120)
+    else:
+        pair.guest.job.kill()
     pair.taken_over()
     blocks = guest.disk_must_agree()
     guest.must_write(20)
     if private(lab):
         refused(lab, old, guest)
-    lab.log(f"{old} was killed; on {pair.primary} RAM and disk agree in {blocks} blocks")
+    lab.log(f"{old} {'handed over' if switch else 'was killed'}; on {pair.primary} RAM and disk agree in {blocks} blocks")
     return old
 
 
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "status")
-    a, b = lab.hosts("a", "b")
+    a, b = sides(lab)
     disk, where = choose_disk(lab)
     guest = BlkGuest(lab, disk=disk, append=f"size=8M mode={lab.word('mode', 'async')} rate=150 zeroes=10 flush=16 seed={lab.seed % 1000000}")
     guest.disk_file = where
