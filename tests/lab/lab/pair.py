@@ -50,6 +50,7 @@ class Pair:
         self.guest = guest
         self.transport = transport
         self.lease = self._lease(lease)
+        self.heartbeat = lab.word("heartbeat", HEARTBEAT)
         self.primary = self.standby = None
         self.standby_job = None
         self.path = []                  # hosts on which the guest has run, in order
@@ -94,7 +95,7 @@ class Pair:
 
     def protect_command(self):
         return shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease,
-                           "--heartbeat", self.lab.word("heartbeat", HEARTBEAT), "--on-loss", self.lab.word("on-loss", "run")])
+                           "--heartbeat", self.heartbeat, "--on-loss", self.lab.word("on-loss", "run")])
 
     def protect(self):
         """Protect the running guest by the standby; returns when it is protected, be it at the second attempt: busy hosts stall."""

@@ -40,6 +40,7 @@ def run(lab):
     guest.warm(a)
     guest.start(a)
     guest.wait_for("REDIS-UP")
+    guest.note_kernel_log()
     load = RedisLoad(lab, client, guest.address, "--pause 0.01")
     load.must_advance(50)
     path = [a]
