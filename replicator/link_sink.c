@@ -166,16 +166,26 @@ static int beat(struct link_sink *s)
     return rp_fault(RP_FAULT_LINK_HEARTBEAT) ? -EIO : rp_control_send(&s->control, &m);
 }
 
+/* Until the next beat is due, or the session is over: whoever ends it joins the beater. */
+static void await_beat(struct link_sink *s)
+{
+    uint64_t until = rp_clock_ns() + s->cfg.heartbeat_ms * 1000000ull;
+    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    pthread_mutex_lock(&s->lock);
+    while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+        ;
+    pthread_mutex_unlock(&s->lock);
+}
+
 static void *beater_main(void *arg)
 {
     struct link_sink *s = arg;
-    const struct timespec pause = {.tv_sec = s->cfg.heartbeat_ms / 1000, .tv_nsec = (long)(s->cfg.heartbeat_ms % 1000) * 1000000};
     while (!atomic_load(&s->cancelled) && !atomic_load(&s->told)) {
         if (beat(s) < 0) {
             lost(s, -EPIPE, "cannot be sent a heartbeat");
             break;
         }
-        nanosleep(&pause, NULL);
+        await_beat(s);
     }
     return NULL;
 }

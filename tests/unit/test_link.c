@@ -127,6 +127,35 @@ Test(link, INV5_the_standby_goes_away)
     standby_free(&s);
 }
 
+static void nothing_committed(void *ctx, struct rp_sink *sink, uint64_t epoch)
+{
+    (void)ctx, (void)sink, (void)epoch;
+}
+
+static void nothing_failed(void *ctx, struct rp_sink *sink, const struct rp_error *why)
+{
+    (void)ctx, (void)sink, (void)why;
+}
+
+/* A session that is given up ends at once, however rarely its heartbeat beats: a stalled standby must not hold outputs until the next. */
+Test(link, INV5_a_session_ends_between_two_beats, .timeout = 30)
+{
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_error err = {0};
+    uint64_t held;
+    standby_start(&s, "unix", "", 1000);
+    struct rp_link_config cfg = {.uri = s.uri, .vm_name = "fake", .lanes = 1, .heartbeat_ms = 60000, .timeout_ms = 240000};
+    memset(cfg.vm_id, 7, sizeof(cfg.vm_id));
+    cr_assert_eq(rp_link_sink_create(&cfg, &sink, &held, &err), 0, "%s", err.text);
+    struct rp_sink_events events = {.committed = nothing_committed, .failed = nothing_failed};
+    cr_assert_eq(sink->ops->start(sink, &events, &err), 0, "%s", err.text);
+    usleep(100000);             /* the first beat has been sent, the next is a minute away */
+    sink->ops->destroy(sink);
+    standby_join(&s);
+    standby_free(&s);
+}
+
 Test(link, a_stranger_gets_nowhere)
 {
     struct standby s;
