@@ -26,11 +26,10 @@ static void flush(struct rp_qmp_client *c)
         ssize_t n = send(c->fd, c->out.data + c->out_sent, c->out.len - c->out_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0) {
-            if (errno != EAGAIN)
-                c->closing = true;
-            break;
-        }
+        if (n < 0 && errno != EAGAIN)
+            hang_up(c);         /* nobody will take it */
+        if (n < 0)
+            return;
         c->out_sent += (size_t)n;
     }
     if (c->out_sent == c->out.len) {

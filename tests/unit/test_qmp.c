@@ -239,3 +239,22 @@ Test(qmp, a_client_that_does_not_read)
     go(&deaf);
     go(&g);
 }
+
+/* One that asks, does not read and hangs up without closing: it is let go, and its place is free for the next. */
+Test(qmp, clients_that_hang_up_leave_their_places)
+{
+    for (unsigned i = 0; i < RP_QMP_CLIENTS_MAX + 8; i++) {
+        struct guest g = negotiate();
+        for (unsigned k = 0; k < 8; k++) {
+            struct pollfd p = {.fd = rp_qmp_request_fd(server), .events = POLLIN};
+            tell(&g, "{\"execute\": \"big\"}");
+            cr_assert_gt(poll(&p, 1, WAIT_MS), 0);
+            rp_qmp_dispatch(server);
+        }
+        shutdown(g.fd, SHUT_RDWR);
+        rp_qmp_input_fini(&g.in);   /* its descriptor stays open */
+    }
+    struct guest last = negotiate();
+    expect(&last, "{\"execute\": \"echo\"}", "{'return': {}}");
+    go(&last);
+}
