@@ -49,9 +49,13 @@ static void on_event(void *ctx, uint32_t events)
 {
     struct dgram *d = ctx;
 
-    if (events & EPOLLHUP) {        /* a seqpacket peer is gone: nothing comes any more */
+    if (events & EPOLLHUP) {        /* a seqpacket peer is gone: nothing comes any more, and nobody waits for it */
+        bool waits = d->events & EPOLLOUT;
+
         rp_loop_remove(d->loop, d->fd);
         d->events = 0;
+        if (waits)
+            d->net.writable(d->net.ctx, 0);
         return;
     }
     if (events & EPOLLOUT)

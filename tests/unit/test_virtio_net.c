@@ -72,6 +72,7 @@ static void up_socket(int type, uint64_t features)
 
 static void stream_setup(void) { up_socket(SOCK_STREAM, 1ull << VIRTIO_NET_F_MRG_RXBUF | 1ull << VIRTIO_NET_F_CTRL_VQ | 1ull << VIRTIO_NET_F_GUEST_ANNOUNCE | 1ull << VIRTIO_NET_F_CTRL_MAC_ADDR); }
 static void dgram_setup(void) { up_socket(SOCK_DGRAM, 0); }
+static void seqpacket_setup(void) { up_socket(SOCK_SEQPACKET, 0); }
 
 static uint8_t pattern(unsigned frame, unsigned i) { return (uint8_t)(frame * 31 + i * 7 + i / 251); }
 
@@ -175,6 +176,7 @@ static void expect(const uint8_t *got, unsigned frame, uint32_t len)
 
 TestSuite(stream, .init = stream_setup, .fini = down, .timeout = 60);
 TestSuite(dgram, .init = dgram_setup, .fini = down, .timeout = 60);
+TestSuite(seqpacket, .init = seqpacket_setup, .fini = down, .timeout = 60);
 
 static uint8_t buf[80000];
 
@@ -424,6 +426,27 @@ Test(dgram, both_ways)
     memset(buf, 0, 300);
     cr_assert_eq(take_rx(buf, &n), 300u);
     expect(buf, 9, 300);
+}
+
+/* INV-5: the peer stops reading until everything is full, and then it dies: what waits is lost like on an unplugged wire. */
+Test(seqpacket, a_peer_that_dies_while_the_guest_waits_for_it)
+{
+    uint32_t head, len;
+    unsigned sent = 0, done = 0;
+
+    do {
+        for (unsigned i = 0; i < 16; i++)
+            send_frame(sent++ % 2, 20000, true);
+        while (drv_done(&drv, TX, 100, &head, &len))
+            done++;
+        cr_assert_lt(sent, 240u, "nothing pushes back");
+    } while (done == sent);
+    close(peer);
+    peer = -1;
+    for (; done < sent; done++)
+        cr_assert(drv_done(&drv, TX, WAIT_MS, &head, &len), "%u of %u frames wait for a peer that is gone", sent - done, sent);
+    send_frame(0, 100, true);
+    cr_assert(drv_done(&drv, TX, WAIT_MS, &head, &len));
 }
 
 Test(connection, a_path_is_connected_to_again, .timeout = 60)
