@@ -346,6 +346,35 @@ static bool same_layout(const struct rp_epoch_header *a, const struct rp_epoch_h
            memcmp(a->regions, b->regions, sizeof(a->regions)) == 0;
 }
 
+/* From here on the image knows the RAM, and takes it for zeroes. */
+static int keep_ram(struct rp_image *img, const struct rp_ram_view *view, struct rp_error *err)
+{
+    if (rp_digest_init(&img->digest, view->gfn_end) < 0 || !(img->mark = calloc(view->gfn_end, sizeof(*img->mark)))) {
+        rp_digest_fini(&img->digest);
+        return rp_error_set(err, ENOMEM, "no memory to keep track of %llu pages", (unsigned long long)view->gfn_end);
+    }
+    img->ram = *view;
+    img->have_ram = true;
+    return 0;
+}
+
+int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const uint8_t vm_id[16], struct rp_error *err)
+{
+    struct rp_epoch_header *h = &img->header;
+    int rc = keep_ram(img, ram, err);
+    if (rc < 0)
+        return rc;
+    memcpy(h->vm_id, vm_id, sizeof(h->vm_id));
+    h->gfn_end = ram->gfn_end;
+    h->nregions = ram->nregions;
+    for (uint32_t i = 0; i < ram->nregions; i++) {
+        h->regions[i] = ram->regions[i];
+        for (uint64_t g = ram->regions[i].gfn; g < ram->regions[i].gfn + ram->regions[i].pages; g++)
+            rp_digest_update(&img->digest, g, rp_page_hash(g, rp_ram_page(ram, g)));
+    }
+    return 0;
+}
+
 static int make_ram(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
 {
     const struct rp_epoch_header *h = &img->next_header;
@@ -355,13 +384,7 @@ static int make_ram(struct rp_image *img, const struct rp_record *r, struct rp_e
         return rc;
     if (view.gfn_end != h->gfn_end)
         return refuse(err, r, "the RAM that was made has another layout");
-    if (rp_digest_init(&img->digest, view.gfn_end) < 0 || !(img->mark = calloc(view.gfn_end, sizeof(*img->mark)))) {
-        rp_digest_fini(&img->digest);
-        return rp_error_set(err, ENOMEM, "no memory to keep track of %llu pages", (unsigned long long)view.gfn_end);
-    }
-    img->ram = view;
-    img->have_ram = true;
-    return 0;
+    return keep_ram(img, &view, err);
 }
 
 static int take_epoch(struct rp_image *img, const struct rp_record *r, struct rp_error *err)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define STAGING_BYTES (64u << 20)   /* what a standby may use beside RAM: this and a tenth of RAM */
 
@@ -98,6 +99,15 @@ void rp_entry_destroy(struct rp_entry *e)
 struct rp_image *rp_entry_image(struct rp_entry *e)
 {
     return e->image;
+}
+
+int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err)
+{
+    memcpy(&e->ram, ram, sizeof(e->ram));
+    *ram = (struct rp_guest_ram){.memfd = -1};
+    e->how.size_bytes = e->ram.size_bytes;
+    rp_image_bound(e->image, STAGING_BYTES + e->how.size_bytes / 10);
+    return rp_image_adopt(e->image, &e->ram.view, vm_id, err);
 }
 
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)

@@ -31,6 +31,9 @@ int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, co
                     struct rp_error *err) RP_MUST_CHECK;
 void rp_entry_destroy(struct rp_entry *e);      /* also what no machine has taken over */
 struct rp_image *rp_entry_image(struct rp_entry *e);
+/* Guest memory that is there already, of VM `vm_id` and of no epoch: what comes first may be a resync that starts from it (image.h).
+ * Takes *ram over, also on error. Before anything was fed. */
+int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err) RP_MUST_CHECK;
 
 /* Feeds a whole stream from fd. RP_EXIT_DAMAGED: it is damaged, cut short, foreign, or holds no epoch. */
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err) RP_MUST_CHECK;

@@ -57,7 +57,7 @@ const struct rp_verb rp_verb_failover = {
     .name = "failover", .operands = "NAME", .min_operands = 1, .max_operands = 1,
     .summary = "Hand a protected VM over to its standby, on purpose and without loss.",
     .details = "The VM stands still for its last epoch, the lease is handed over, the standby goes on, and the VM's process here ends with exit "
-               "code 0. When the standby cannot, the VM goes on here. After the death of a host nothing has to be done: the standby takes over by itself.",
+               "code 0 (or is its next standby: `reprise run --then standby`). When the standby cannot, the VM goes on here. After the death of a host nothing has to be done: the standby takes over by itself.",
     .groups = {RP_OPT_GROUP("Options", failover_options)},
     .opts_size = sizeof(struct failover_opts), .defaults = &failover_defaults,
     .run = run,

@@ -24,6 +24,15 @@ static int parse_capture(void *field, char *value, struct rp_error *err)
     return 0;
 }
 
+static int parse_then(void *field, char *value, struct rp_error *err)
+{
+    bool *stays = field;
+    if (strcmp(value, "exit") != 0 && strcmp(value, "standby") != 0)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--then \"%s\": not one of exit, standby", value);
+    *stays = strcmp(value, "standby") == 0;
+    return 0;
+}
+
 #define AT(member) .offset = offsetof(struct rp_vm_options, pair.member)
 
 const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS] = {
@@ -50,6 +59,14 @@ const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS] = {
              "it and copied after; the last for measurements."},
     {.name = "on-loss", .arg = "run|pause", .kind = RP_OPT_PARSE, AT(pause_on_loss), .parse = parse_on_loss,
      .help = "What the VM does while it has no standby: run unprotected (unless given), or stand still."},
+};
+
+const struct rp_opt rp_then_options[2] = {
+    {.name = "listen", .arg = "URI", .kind = RP_OPT_STRING, AT(listen),
+     .help = "Where a primary reaches this process as its standby: tcp://ADDRESS:PORT, rdma://ADDRESS:PORT or unix:PATH."},
+    {.name = "then", .arg = "exit|standby", .kind = RP_OPT_PARSE, AT(stays), .parse = parse_then,
+     .help = "What this process does once the VM has run here and runs elsewhere (handed over, or the lease was lost): end, unless "
+             "standby is given: wait with the VM's memory, so that protecting it from there sends only what differs."},
 };
 
 const struct rp_opt rp_run_protect_option[1] = {

@@ -19,7 +19,8 @@ struct rp_pair_options {
     const char *capture;        /* a word of rp_capture_choice_parse, or NULL */
     bool pause_on_loss;
     bool waits;                 /* set by standby: the lease is taken when the primary has lost it, not at the start */
-    const char *listen;         /* standby: URI */
+    const char *listen;         /* standby, run --then standby: URI */
+    bool stays;                 /* --then standby: once the VM runs elsewhere, this process is its standby (moved.h) */
 };
 
 #define RP_FENCE_OPTIONS 3u
@@ -27,6 +28,9 @@ struct rp_pair_options {
 extern const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS];
 extern const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS];
 extern const struct rp_opt rp_run_protect_option[1];    /* --protect URI */
+extern const struct rp_opt rp_then_options[2];          /* --then exit|standby, --listen URI */
+#define RP_THEN_GROUP {.title = "Afterwards", .opts = rp_then_options, .nopts = 2}
+#define RP_STANDBY_GROUP {.title = "Standby", .opts = rp_then_options, .nopts = 2}
 #define RP_FENCE_GROUP {.title = "Lease", .opts = rp_fence_options, .nopts = RP_FENCE_OPTIONS}
 #define RP_PROTECT_GROUP {.title = "Protection", .opts = rp_protect_options, .nopts = RP_PROTECT_OPTIONS}
 #define RP_RUN_PROTECT_GROUP {.title = "Protected from the start", .opts = rp_run_protect_option, .nopts = 1}

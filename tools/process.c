@@ -22,11 +22,27 @@ static int pidfile_write(const char *path, struct rp_error *err)
     return rc;
 }
 
+/* What is opened again for a machine that comes back has to have a name. */
+static bool has_descriptors(const struct rp_machine_config *m)
+{
+    bool any = false;
+    for (unsigned i = 0; i < m->ndisks; i++)
+        any |= !m->disks[i].path;
+    for (unsigned i = 0; i < m->nnics; i++)
+        any |= m->nics[i].kind == RP_NIC_FD;
+    return any;
+}
+
 /* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
 static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
     if (o->pair.protect && !o->pair.lease)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--protect needs --lease: file:DIRECTORY, etcd:HOST:PORT, or none");
+    if (o->pair.stays && (!o->pair.lease || !o->pair.listen))
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--then standby needs --listen, where the next primary reaches this process, and --lease");
+    if (o->pair.stays && has_descriptors(&o->machine))
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--then standby: a disk or an interface that was passed in as a descriptor cannot be "
+                             "opened again; name it");
     int rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
     return rc == 0 && !o->pair.waits ? rp_vm_fence_take(vm, err) : rc;
 }
@@ -46,7 +62,7 @@ static int start(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_erro
 /* The machine is there; from here on it may run. */
 static int go(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int rc = rp_sandbox_enter(o->sandbox, o->pair.waits, err);
+    int rc = rp_sandbox_enter(o->sandbox, o->pair.waits || o->pair.stays, err);
     if (rc == 0)
         rc = rp_vm_serve(vm, err);
     if (rc == 0 && vm->machine)
@@ -64,6 +80,7 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
     struct rp_vm vm;
     int rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
     vm.stop_timeout_ns = o->stop_timeout_ns;
+    vm.options = o;
     if (rc == 0)
         rc = take_lease(&vm, o, err);
     if (rc == 0)

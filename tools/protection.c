@@ -3,6 +3,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "replicator/protect.h"
+#include "tools/moved.h"
 #include "tools/vm_fence.h"
 #include "vmm/gate.h"
 
@@ -95,7 +96,7 @@ static void on_event(void *ctx)
     if (rc < 0)
         rp_log(RP_LOG_ERROR, "--on-loss pause: %s", err.text);
     if (rp_protection_switched(p->vm))
-        rp_vm_leave(p->vm, RP_EXIT_DONE);
+        rp_vm_moved(p->vm, NULL);       /* p may be gone */
 }
 
 static void goal_of(const struct rp_pair_options *o, struct rp_protect_config *cfg)

@@ -17,7 +17,7 @@ static int job_cancel(struct rp_qmp_call *call, struct rp_error *err)
 static const struct rp_qmp_arg id_args[] = {{"id", RP_QMP_STR, false}, {.name = NULL}};
 
 static const struct rp_qmp_command commands[] = {
-    {.name = "query-jobs", .run = query_jobs},
+    {.name = "query-jobs", .run = query_jobs, .early = true},
     {.name = "job-cancel", .run = job_cancel, .args = id_args},
 };
 

@@ -505,7 +505,7 @@ static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, stru
     return rc;
 }
 
-int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err)
+static int make_standby(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err)
 {
     struct rp_standby *s = calloc(1, sizeof(*s));
     if (!s)
@@ -522,13 +522,30 @@ int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error 
         rc = rp_vm_watch(vm, s->event_fd, on_event, s, err);
     if (rc == 0)
         rc = rp_vm_watch(vm, s->again_fd, on_again, s, err);
-    if (rc == 0)
-        rc = listen_at(s, &o->pair, err);
-    if (rc < 0)
-        return rc;
+    return rc == 0 ? listen_at(s, &o->pair, err) : rc;
+}
+
+static int begin_waiting(struct rp_vm *vm, struct rp_error *err)
+{
     rp_qmp_not_ready(vm->qmp, "the VM does not run here: this is its standby, which waits");
     rp_fence_watch(vm->fence);
-    return start_serving(s, err);
+    return start_serving(vm->standby, err);
+}
+
+int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err)
+{
+    int rc = make_standby(vm, o, err);
+    return rc == 0 ? begin_waiting(vm, err) : rc;
+}
+
+int rp_standby_return(struct rp_vm *vm, struct rp_vm_options *o, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err)
+{
+    int rc = make_standby(vm, o, err);
+    if (rc == 0)
+        rc = rp_entry_adopt(vm->standby->entry, ram, vm_id, err);
+    else
+        rp_guest_ram_fini(ram);
+    return rc == 0 ? begin_waiting(vm, err) : rc;
 }
 
 void rp_standby_stop(struct rp_vm *vm)

@@ -23,6 +23,9 @@
 
 /* Listens at o->pair.listen; vm->fence is open. `o` is borrowed until the VM runs. */
 int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err) RP_MUST_CHECK;
+/* The same for a process whose VM `vm_id` goes on elsewhere: `ram`, what it held here, is taken over (also on error) and is what a
+ * resync starts from; the fence is no longer held. */
+int rp_standby_return(struct rp_vm *vm, struct rp_vm_options *o, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err) RP_MUST_CHECK;
 void rp_standby_stop(struct rp_vm *vm);         /* vm->standby may be NULL */
 /* The lease's state has changed. */
 void rp_standby_on_fence(struct rp_vm *vm);

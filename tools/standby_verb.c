@@ -26,18 +26,13 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     return rp_process_run(o, make, NULL, err);
 }
 
-static const struct rp_opt listen_option[] = {
-    {.name = "listen", .arg = "URI", .kind = RP_OPT_STRING, .offset = offsetof(struct rp_vm_options, pair.listen),
-     .help = "Where the primary reaches this standby: tcp://ADDRESS:PORT, rdma://ADDRESS:PORT or unix:PATH."},
-};
-
 const struct rp_verb rp_verb_standby = {
     .name = "standby", .operands = "",
     .summary = "Wait with a copy of a VM that runs elsewhere, and be that VM when its host dies.",
     .details = "`reprise protect NAME URI` on the VM's host connects to this process, which from then on holds the VM's newest epoch. When the "
                "primary is lost and its lease has run out (or it hands the VM over: `reprise failover NAME`), the VM goes on here.\n\n"
                "What belongs to this host (files of disks, network interfaces) is given in the order of `reprise run`.",
-    .groups = {RP_OPT_GROUP("Standby", listen_option), RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP},
+    .groups = {RP_STANDBY_GROUP, RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,
 };

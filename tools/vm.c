@@ -194,7 +194,7 @@ int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
         if (fds[2].revents)
             rp_qmp_dispatch(vm->qmp);
         on_watches(vm, fds + 3, n);
-        if (fds[0].revents)
+        if (fds[0].revents && vm->machine)      /* it may have been taken apart just now (moved.h) */
             return end_code(vm, err);
     }
     if (vm->leave_why.code && err)

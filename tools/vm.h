@@ -21,6 +21,7 @@
 struct rp_fence;
 struct rp_protection;
 struct rp_standby;
+struct rp_vm_options;
 
 struct rp_vm {                  /* control thread, constant after rp_vm_serve unless said */
     char name[RP_VM_NAME_MAX];
@@ -33,6 +34,7 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     uint64_t stop_timeout_ns;   /* SIGTERM: how long the guest may take to power off before it is ended */
     uint64_t stop_deadline_ns;  /* 0: not asked */
     uint64_t started_wall_ns;
+    struct rp_vm_options *options;      /* borrowed */
     uint64_t epoch;             /* the newest number given to an epoch of this VM, 0: none */
     bool interrupted;           /* SIGINT ended it: exit code 130 */
     bool leaving;               /* rp_vm_leave was called */

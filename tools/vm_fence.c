@@ -1,6 +1,7 @@
 #include "tools/vm_fence.h"
 
 #include "core/log.h"
+#include "tools/moved.h"
 #include "tools/protection.h"
 #include "tools/standby.h"
 
@@ -43,7 +44,7 @@ static void give_up(struct rp_vm *vm)
     struct rp_error why = {0};
     rp_fence_info(vm->fence, &info);
     rp_error_exit(&why, RP_EXIT_REFUSED, ESTALE, "VM \"%s\" goes on elsewhere; this instance has stopped and emits nothing: %s", vm->name, info.why);
-    rp_vm_leave_because(vm, &why);
+    rp_vm_moved(vm, &why);
 }
 
 static void on_readable(void *ctx)

@@ -376,6 +376,11 @@ void rp_machine_destroy(struct rp_machine *m)
         rp_machine_unmake(m, NULL);
 }
 
+void rp_machine_dissolve(struct rp_machine *m, struct rp_guest_ram *ram)
+{
+    rp_machine_unmake(m, ram);
+}
+
 /* --- what QMP and status ask --- */
 
 struct rp_guest_ram *rp_machine_ram(struct rp_machine *m)

@@ -82,6 +82,8 @@ struct rp_machine;
 int rp_machine_create(const struct rp_machine_config *cfg, struct rp_events *events, struct rp_machine **out,
                       struct rp_error *err) RP_MUST_CHECK;
 void rp_machine_destroy(struct rp_machine *m);  /* drains disks, joins all threads, frees */
+/* The same, but its RAM is left in *ram, the caller's from then on (rp_guest_ram_fini, or another machine's `adopt`). */
+void rp_machine_dissolve(struct rp_machine *m, struct rp_guest_ram *ram);
 
 int rp_machine_start(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* threads up, vCPUs running */
 int rp_machine_pause(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* quiesce and stay; event STOP */

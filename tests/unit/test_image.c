@@ -543,3 +543,30 @@ Test(image, of_another_VM_nothing_is_held)
     cr_assert_not_null(pages_held(&p));
     finish(&p);
 }
+
+/* Memory that a machine left behind: known page by page, of no epoch. */
+Test(image, RAM_that_is_there_already_is_a_base)
+{
+    struct pair p = {0};
+    struct rp_error err = {0};
+    sb_init(&p.s);
+    sb_target_init(&p.t, RP_IMAGE_STAGED, 1 << 20);
+    sb_view(&p.t.ram);
+    sb_noise(rp_ram_page(&p.t.ram, 1), 1, 3);
+    sb_noise(rp_ram_page(&p.t.ram, 30), 30, 3);
+    cr_assert_eq(rp_image_adopt(p.t.image, &p.t.ram, sb_header(1, 0).vm_id, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_image_epoch(p.t.image), 0u);
+    const struct rp_digest *d = pages_held(&p);
+    struct rp_hash128 is = rp_digest_of(&p.t.ram);
+    cr_assert(d && d->sum.lo == is.lo && d->sum.hi == is.hi);
+    memcpy(p.s.ram.base, p.t.ram.base, SB_BYTES);
+    sb_begin(&p.s);
+    resync_epoch(&p, 9);
+    sb_ram_open(&p.s, 0);
+    sb_zero(&p.s, 30, 1);
+    sb_ram_close(&p.s);
+    sb_epoch_end(&p.s);
+    cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    same(&p, 9);
+    finish(&p);
+}

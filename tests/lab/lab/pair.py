@@ -53,6 +53,7 @@ class Pair:
         self.heartbeat = lab.word("heartbeat", HEARTBEAT)
         self.primary = self.standby = None
         self.standby_job = None
+        self.standby_options = []       # of `reprise standby`, besides those that every one needs
         self.path = []                  # hosts on which the guest has run, in order
         (lab.shared / "lease").mkdir(exist_ok=True)
         key = lab.shared / "key"
@@ -72,7 +73,7 @@ class Pair:
         self.standby = host
         self.standby_job = host.background((f"export RP_FAULT={fault}; " if fault else "") + "exec " + shlex.join(
             ["reprise", "standby", "--listen", self.uri(host), "--name", self.guest.name, "--key", KEY, "--lease", self.lease,
-             *self.guest.host_side()]))
+             *self.standby_options, *self.guest.host_side()]))
         self.lab.wait_until(lambda: self.standby_job.rc is not None or self._listens(host), 30, f"a standby listens on {host}")
         if self.standby_job.rc is not None:
             raise self.lab.Failure(f"standby on {host} ended with {self.standby_job.rc}:\n{self.standby_job.output[-1000:]}")

@@ -1,0 +1,73 @@
+"""Two processes, one guest, there and back: whichever lets go of it (`--then standby`) is its next standby, and is sent what differs.
+
+Issue "the main job", after. rounds=N (4): a planned switchover and a process that hangs until it has lost the lease, in turn. One host,
+two sides; 64 MiB of ledger.
+"""
+import json
+
+from lab import LedgerGuest, LedgerLoad
+from lab.pair import KEY, Pair, Side
+
+TIMEOUT_S = 600
+
+
+class Places(Pair):
+    """Both sides of a pair listen, each at a place of its own."""
+
+    def uri(self, host):
+        return f"unix:/run/reprise-standby-{host}"
+
+    def stays(self, host):
+        return ["--listen", self.uri(host), "--then", "standby"]
+
+
+def status(side, guest):
+    return json.loads(side.run(f"reprise status {guest.name} --json", check=False).output or "{}")
+
+
+def let_go(lab, pair, how):
+    """The guest moves to the standby; the process that had it waits for it, and is the standby from now on."""
+    old, job, guest = pair.primary, pair.guest.job, pair.guest
+    pid = status(old, guest)["pid"]
+    if how == "switch":
+        old.run(f"reprise failover {guest.name}", timeout_s=120)
+    else:
+        old.run(f"kill -STOP {pid}")
+    pair.taken_over(120)
+    if how == "hang":
+        old.run(f"kill -CONT {pid}")
+    lab.wait_until(lambda: job.rc is not None or '"waiting"' in old.run(f"reprise status {guest.name} --json", check=False).output, 60,
+                   f"{old} waits for the guest that it had")
+    lab.check(job.rc is None, f"{old}: the process ended with {job.rc}:\n{job.output[-1500:]}")
+    pair.standby, pair.standby_job = old, job
+
+
+def run(lab):
+    lab.need_reprise("run", "standby", "protect", "failover", "status")
+    (host,) = lab.hosts("a")
+    x, y = Side(host, "x", 1), Side(host, "y", 2)
+    client = lab.client()
+    guest = LedgerGuest(lab)
+    pair = Places(lab, guest, "unix")
+    guest.options = [*guest.options, "--lease", pair.lease, "--key", KEY, *pair.stays(x)]
+    pair.boot(x)
+    load = LedgerLoad(lab, client, guest.address, "-i 20000")
+    load.must_advance(10)
+    pair.standby_options = ["--then", "standby"]
+    pair.stand_by(y)
+    pair.protect()
+    for number in range(lab.word("rounds", 4)):
+        how = ("switch", "hang")[number % 2]
+        load.must_advance(10)
+        let_go(lab, pair, how)
+        load.must_advance(10)
+        pair.protect()
+        events = json.loads(pair.primary.run(f"reprise history {guest.name} --json").output)
+        resync = [event["data"] for event in events if event["name"] in ("RESYNC", "FULL_SYNC")][-1]
+        lab.log(f"round {number + 1}: {how}; {pair.primary} runs it, {pair.standby} stands by: {resync}")
+        lab.check("equal-pages" in resync, f"all of memory was sent: {resync}")
+        lab.check(resync["bytes"] < resync["ram-bytes"] / 4, f"what was sent is not what differs: {resync}")
+    load.must_advance(10)
+    pair.primary.run(f"reprise unprotect {guest.name}", timeout_s=60)
+    lab.log(f"{load.finish()}")
+    host.kernel_log_must_be_clean()
