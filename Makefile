@@ -31,6 +31,8 @@ CPPFLAGS += -D_GNU_SOURCE -I. -MMD -MP
 LDFLAGS += $(SANFLAGS_$(SAN)) -pthread
 LDLIBS  := -luring -llz4 -lxxhash -ljansson -llmdb -lrdmacm -libverbs -lcrypto -lseccomp -lm -lpthread
 
+.DEFAULT_GOAL := all
+
 # Every folder names its files: core_SRCS, vmm_SRCS, ...
 include core/files.mk vmm/files.mk replicator/files.mk store/files.mk tools/files.mk tests/files.mk
 
