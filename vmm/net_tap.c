@@ -1,6 +1,7 @@
 /* Tap interfaces, with offloads and several queues. The contract is in net.h; the kernel's in its networking/tuntap. */
-#include "vmm/net.h"
+#include "core/log.h"
 #include "vmm/loop.h"
+#include "vmm/net.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -22,6 +23,7 @@ struct tap_pair {
     int fd;
     uint32_t events;        /* watched for; 0: not in the loop */
     bool attached;
+    bool gone;              /* with its interface */
 };
 struct tap {
     struct rp_net net;
@@ -52,22 +54,13 @@ static ssize_t tap_recv(struct rp_net *n, unsigned pair, const struct iovec *iov
     }
 }
 
-static void on_event(void *ctx, uint32_t events)
-{
-    struct tap_pair *p = ctx;
-    struct rp_net *net = &p->tap->net;
-
-    if (events & EPOLLOUT)
-        net->writable(net->ctx, p->n);
-    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
-        net->readable(net->ctx, p->n);
-}
+static void on_event(void *ctx, uint32_t events);
 
 static void watch(struct tap_pair *p, uint32_t events)
 {
     int rc = 0;
 
-    if (events == p->events)
+    if (events == p->events || (events && p->gone))
         return;
     if (!events)
         rp_loop_remove(p->tap->loop, p->fd);
@@ -77,6 +70,35 @@ static void watch(struct tap_pair *p, uint32_t events)
         rc = rp_loop_modify(p->tap->loop, p->fd, events);
     if (rc == 0)
         p->events = events;
+}
+
+/* The interface was deleted: the descriptor says so for ever, and nobody waits for it. */
+static void unplugged(struct tap_pair *p)
+{
+    struct rp_net *net = &p->tap->net;
+    bool waits = p->events & EPOLLOUT;
+
+    rp_log(RP_LOG_WARN, "tap %s: the interface is gone: the card has no network any more", p->tap->name);
+    p->gone = true;
+    watch(p, 0);
+    if (waits)
+        net->writable(net->ctx, p->n);
+}
+
+static void on_event(void *ctx, uint32_t events)
+{
+    struct tap_pair *p = ctx;
+    struct rp_net *net = &p->tap->net;
+
+    /* A queue that is detached says EPOLLERR too, and what is said may be older than its being attached again. */
+    if ((events & EPOLLERR) && p->attached && ioctl(p->fd, TUNGETIFF, &(struct ifreq){0})) {
+        unplugged(p);
+        return;
+    }
+    if (events & EPOLLOUT)
+        net->writable(net->ctx, p->n);
+    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
+        net->readable(net->ctx, p->n);
 }
 
 static void tap_want_read(struct rp_net *n, unsigned pair, bool on)

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <linux/virtio_net.h>
 #include <net/if.h>
 #include <poll.h>
@@ -514,6 +515,46 @@ static void no_such_tap(const struct rp_nic_config *cfg)
     cr_assert(strstr(err.text, "no such interface"), "%s", err.text);
     rp_gate_destroy(board.env.gate);
     board_free(&board);
+}
+
+/* As `ip link del` does. */
+static void delete_interface(const char *name)
+{
+    struct { struct nlmsghdr h; struct ifinfomsg i; } m = {
+        .h = {.nlmsg_len = sizeof(m), .nlmsg_type = RTM_DELLINK, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK},
+        .i = {.ifi_index = (int)if_nametoindex(name)}};
+    struct { struct nlmsghdr h; struct nlmsgerr e; } answer;
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+    cr_assert_eq(send(fd, &m, sizeof(m), 0), (ssize_t)sizeof(m));
+    cr_assert_geq(recv(fd, &answer, sizeof(answer), 0), (ssize_t)sizeof(answer.h) + (ssize_t)sizeof(int));
+    cr_assert_eq(answer.e.error, 0, "%s", strerror(-answer.e.error));
+    close(fd);
+}
+
+/* INV-5: somebody deletes the interface under a running VM: frames are lost, and the io thread has its rest. */
+Test(tap, an_interface_that_is_deleted, .timeout = 60)
+{
+    struct rp_nic_config cfg = {.kind = RP_NIC_TAP, .name = "rptap1"};
+    uint32_t head, len;
+    unsigned turns = 0;
+
+    if (unshare(CLONE_NEWNET))
+        cr_skip_test("no network namespace: %s", strerror(errno));
+    if (access("/dev/net/tun", R_OK | W_OK))
+        cr_skip_test("/dev/net/tun: %s", strerror(errno));
+    peer = -1;
+    make_tap(cfg.name);
+    up(&cfg, 1ull << VIRTIO_NET_F_MRG_RXBUF);
+    post_rx(4, 1536);
+    delete_interface(cfg.name);
+    send_frame(1, 100, true);
+    cr_assert(drv_done(&drv, TX, WAIT_MS, &head, &len), "lost like on a wire");
+    rp_loop_stop(board.loop);
+    while (turns < 100 && rp_loop_turn(board.loop))
+        turns++;
+    cr_assert_lt(turns, 5u, "the loop is told again and again");
+    down();
 }
 
 /* A real tap in a network namespace of the test's own; the other side is a packet socket on it. */
