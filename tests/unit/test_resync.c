@@ -268,6 +268,74 @@ Test(resync, more_than_fits_the_staging_memory)
     finish_quiet(p);
 }
 
+/* Outputs that have to wait for the lease have not left: what the standby holds stays good, and it is not told otherwise. */
+Test(resync, P1_while_outputs_wait_nothing_is_stale)
+{
+    serve("unix", 64u << 20);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    unsigned before = atomic_load(&stale);
+    atomic_store(&disown_fails, true);
+    cut_link(p, 1);
+    write_pages(50);
+    wait_protected(p, 1);
+    cr_assert(status.engine.resync);
+    cr_assert_eq(atomic_load(&stale), before);
+    atomic_store(&disown_fails, false);
+    cut_link(p, 2);
+    wait_protected(p, 2);
+    cr_assert_gt(atomic_load(&stale), before);
+    finish_quiet(p);
+}
+
+/* The primary dies in the middle of a resync, without a word: what was held is held still, whole, and is known to be stale. */
+Test(resync, INV2_the_primary_dies_in_the_middle)
+{
+    serve("tcp", 64u << 20);
+    struct rp_protect *p = protect(true);
+    struct rp_error err = {0};
+    struct rp_sink *sink;
+    struct rp_engine *e;
+    const char *why;
+    uint64_t held;
+    wait_protected(p, 0);
+    rp_protect_stop(p, RP_PROTECT_LEAVE);
+    write_pages(2000);
+    uint64_t epoch = rp_image_epoch(standby.image);
+    unsigned before = atomic_load(&stale);
+    struct rp_link_config link = {.uri = standby.uri, .vm_name = "fake", .gfn_end = PAGES, .stale = true, .timeout_ms = 20000};
+    memset(link.vm_id, 7, sizeof(link.vm_id));
+    cr_assert_eq(rp_link_sink_create(&link, &sink, &held, &err), 0, "%s", err.text);
+    cr_assert_eq(held, epoch);
+    struct rp_hash128 *pages = rp_link_sink_take_held(sink, &why);
+    cr_assert_not_null(pages, "%s", why);
+    struct rp_engine_config cfg = {.first_epoch = epoch + 10, .held = pages, .goal.bandwidth_bytes_s = 1 << 20, .codecs = 1u << RP_CODEC_RAW};
+    cr_assert_eq(rp_engine_create(&fake.base, sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err), 0);
+    free(pages);
+    cr_assert_eq(rp_engine_start(e, NULL, NULL, &err), 0);
+    struct rp_link_stats sent = {0};
+    for (unsigned ms = 0; ms < LONG_MS && sent.bytes < (1 << 20); ms += 5) {
+        usleep(5000);
+        rp_link_sink_stats(sink, &sent);
+    }
+    sink->ops->cancel(sink);
+    rp_engine_stop(e);
+    cr_assert_neq(rp_engine_wait(e, &err), 1);
+    sink->ops->destroy(sink);
+    rp_engine_destroy(e);
+    atomic_store(&closing, true);
+    rp_link_cancel(standby.recv);
+    pthread_join(standby.thread, NULL);
+    cr_assert_geq(sent.bytes, 1u << 20);
+    cr_assert_eq(rp_image_epoch(standby.image), epoch);
+    cr_assert_eq(rp_image_staged_bytes(standby.image), 0u);
+    cr_assert_gt(atomic_load(&stale), before);
+    standby_is_whole(&standby);
+    fake_stop(&fake);
+    rp_events_destroy(events);
+    standby_free(&standby);
+}
+
 /* --- a standby that lies --- */
 
 /* What a hostile one says after its WELCOME: runs as they travel, then the end (or not). */
