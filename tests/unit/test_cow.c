@@ -297,6 +297,50 @@ Test(cow, every_epoch_is_what_the_guest_was_in_sequence)
     cr_assert_gt(b.st.cow.pages, 0);
 }
 
+static _Atomic bool kept;
+static _Atomic unsigned keeps;
+static struct rp_source_ops keeping;            /* synthetic, with keep */
+static int (*synth_cut)(struct rp_source *s, struct rp_cut *c, struct rp_error *err);
+
+static void note_keep(struct rp_source *s, bool keep)
+{
+    (void)s;
+    atomic_store(&kept, keep);
+    atomic_fetch_add(&keeps, keep);
+}
+
+static int cut_kept(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
+{
+    cr_assert(atomic_load(&kept), "a page that is given back after the cut would be copied as zeroes");
+    return synth_cut(s, c, err);
+}
+
+/* The source gives nothing back from before a cut until its pages are copied, and may again after. */
+Test(cow, the_source_keeps_its_pages_meanwhile)
+{
+    static struct bed b;
+    struct synth_config guest = random_writers();
+    struct rp_error err = {0};
+    struct rp_engine_config cfg = {.goal = {.epoch_ns = 5000000}, .capture = RP_CHOOSE_COW};
+    need_uffd();
+    b.guest = synth_make(&guest);
+    struct rp_source *src = synth_source(b.guest);
+    keeping = *src->ops;
+    synth_cut = keeping.cut;
+    keeping.keep = note_keep;
+    keeping.cut = cut_kept;
+    src->ops = &keeping;
+    crawl_make(&b.sink, b.guest, true);
+    cr_assert_eq(rp_events_create(64, &b.events), 0);
+    cr_assert_eq(rp_engine_create(src, &b.sink.base, RP_RUN_CONTINUOUS, &cfg, b.events, &b.engine, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_engine_start(b.engine, NULL, NULL, &err), 0, "%s", err.text);
+    synth_start(b.guest);
+    compare(&b, 10);
+    bed_end(&b, 0);
+    cr_assert_geq(atomic_load(&keeps), 10);
+    cr_assert(!atomic_load(&kept));
+}
+
 /* INV-5: a page that is protected has its slot; with few of them cuts are put off, and nothing is lost. */
 Test(cow, INV5_with_a_tiny_arena)
 {

@@ -96,7 +96,7 @@ class Pair:
 
     def protect_command(self):
         return shlex.join(["reprise", "protect", self.guest.name, self.uri(self.standby), "--key", KEY, "--lease", self.lease,
-                           "--heartbeat", self.heartbeat, "--on-loss", self.lab.word("on-loss", "run")])
+                           "--heartbeat", self.heartbeat, "--on-loss", self.lab.word("on-loss", "run"), "--capture", self.lab.word("capture", "auto")])
 
     def protect(self):
         """Protect the running guest by the standby; returns when it is protected, be it at the second attempt: busy hosts stall."""

@@ -37,7 +37,7 @@ def run(lab):
         last = [line for line in result.output.splitlines() if "Synthesis" in line][-1:]
         lab.log(f"{program}: {'passed' if result.rc == 0 else f'exit code {result.rc}'} {''.join(last)}")
         for line in result.output.splitlines():
-            if "SKIP" in line or "RP_SEED=" in line:
+            if "SKIP" in line or "RP_SEED=" in line or "figures: " in line:
                 lab.log(f"  {line}")
         if result.rc:
             failed.append(program)
