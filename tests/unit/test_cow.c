@@ -206,7 +206,7 @@ struct bed {
 static void bed_begin(struct bed *b, const struct synth_config *guest, enum rp_capture_choice choice, uint64_t memory_bytes)
 {
     struct rp_error err = {0};
-    struct rp_engine_config cfg = {.goal = {.epoch_ns = 5000000}, .capture = choice, .memory_bytes = memory_bytes};
+    struct rp_engine_config cfg = {.goal = {.epoch_ns = 5000000, .pause_ns = 1}, .capture = choice, .memory_bytes = memory_bytes};
     need_uffd();
     printf("seed %u\n", guest->seed);
     b->guest = synth_make(guest);
