@@ -153,10 +153,15 @@ class Guest:
         self.kernel_said = set(self.run("dmesg").splitlines())
 
     def kernel_log_must_be_clean(self):
-        """Fail if the guest's kernel has complained since it was up, or since note_kernel_log()."""
+        """Fail if the guest's kernel has complained since it was up, or since note_kernel_log().
+
+        In an emulated host not about its clocksources: the processor's TSC and KVM's clock drift apart there by a millisecond whenever the
+        machine below stalls, also without any failover. That no clock goes backwards is clocks_must_be_monotonic()'s to say.
+        """
         log = self.run("dmesg") + self.job.output.rpartition("REPRISE-GUEST-UP")[2]
         pathlib.Path(self.lab.directory / f"{self.name}.dmesg.log").write_text(log, encoding="utf-8")
-        trouble = [line for line in log.splitlines() if line not in self.kernel_said and KERNEL_TROUBLE.search(line)]
+        trouble = [line for line in log.splitlines() if line not in self.kernel_said and KERNEL_TROUBLE.search(line)
+                   and (self.lab.native or "clocksource" not in line)]
         if trouble:
             raise self.lab.Failure(f"guest {self.name}: kernel log: " + "; ".join(trouble[:5]))
 
