@@ -256,7 +256,7 @@ Test(stream, receive_marks_ram_dirty)
     unsigned n;
 
     post_rx(4, 1536);
-    __atomic_store_n(&board.ram.track, true, __ATOMIC_SEQ_CST);
+    rp_ram_track(&board.ram, true);
     write_frame(1, 200);
     take_rx(buf, &n);
     cr_assert_geq(rp_pageset_count(&board.ram.device_dirty), 2u);

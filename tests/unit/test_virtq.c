@@ -204,7 +204,7 @@ Test(virtq, ring_and_buffer_writes_mark_ram_dirty)
     desc_at(DESC, 0, DATA + 0xff0, 32, VRING_DESC_F_WRITE, 0);
     offer(0);
     cr_assert_eq(pop(), 1);
-    __atomic_store_n(&ram.track, true, __ATOMIC_SEQ_CST);
+    rp_ram_track(&ram, true);
     cr_assert_eq(rp_chain_write(&ram, &chain, 8, "0123456789", 10), 10u);
     rp_virtq_push(&q, 0, 18);
     rp_virtq_publish(&q);
