@@ -209,15 +209,3 @@ void rp_arena_retire(struct rp_arena *a, const uint64_t *gfns, const uint32_t *s
         pthread_cond_broadcast(&a->freed);
     pthread_mutex_unlock(&a->lock);
 }
-
-void rp_arena_forget(struct rp_arena *a)
-{
-    pthread_mutex_lock(&a->lock);
-    for (uint32_t s = 0; s < a->nslots; s++)
-        if (a->slots[s].state == SLOT_CACHED) {
-            a->cached[a->slots[s].gfn] = RP_SLOT_NONE;
-            a->ncached--;
-            put_free(a, s);
-        }
-    pthread_mutex_unlock(&a->lock);
-}

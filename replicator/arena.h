@@ -41,7 +41,5 @@ void rp_arena_take(struct rp_arena *a, const uint64_t *gfns, uint32_t n, uint64_
 /* slots[i] now caches gfns[i] as of `epoch`; parents[i] (if any) become free. slots[i] == RP_SLOT_NONE is skipped. */
 void rp_arena_retire(struct rp_arena *a, const uint64_t *gfns, const uint32_t *slots, const uint32_t *parents,
                      uint32_t n, uint64_t epoch);
-/* Everything cached becomes free: a new chain begins. */
-void rp_arena_forget(struct rp_arena *a);
 
 #endif

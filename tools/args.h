@@ -79,7 +79,4 @@ int rp_parse_uint(const char *what, const char *text, uint64_t min, uint64_t max
 /* "52:54:00:12:34:56"; a multicast address is refused. */
 int rp_parse_mac(const char *what, const char *text, uint8_t mac[6], struct rp_error *err) RP_MUST_CHECK;
 
-/* Takes the next comma-separated part off *text: "ro", or "key=value" with *value set. False at the end. */
-bool rp_parse_next(char **text, char **key, char **value);
-
 #endif

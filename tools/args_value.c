@@ -101,14 +101,3 @@ int rp_parse_mac(const char *what, const char *text, uint8_t mac[6], struct rp_e
         mac[i] = (uint8_t)b[i];
     return 0;
 }
-
-bool rp_parse_next(char **text, char **key, char **value)
-{
-    if (!*text || !**text)
-        return false;
-    *key = strsep(text, ",");
-    *value = strchr(*key, '=');
-    if (*value)
-        *(*value)++ = 0;
-    return true;
-}

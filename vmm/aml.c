@@ -11,7 +11,6 @@
 #define EXT_OP 0x5bu
 #define EXT_DEVICE_OP 0x82u
 #define NOTIFY_OP 0x86u
-#define RETURN_OP 0xa4u
 
 void rp_aml_path(struct rp_buf *b, const char *name)
 {
@@ -124,11 +123,6 @@ void rp_aml_eisaid(struct rp_buf *b, const char *id)
 
     rp_buf_u8(b, 0x0c);
     rp_buf_u32(b, __builtin_bswap32(v));
-}
-
-void rp_aml_return(struct rp_buf *b)
-{
-    rp_buf_u8(b, RETURN_OP);
 }
 
 void rp_aml_notify(struct rp_buf *b, const char *name, uint64_t value)

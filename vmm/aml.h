@@ -19,7 +19,6 @@ void rp_aml_int(struct rp_buf *b, uint64_t v);
 void rp_aml_string(struct rp_buf *b, const char *s);
 void rp_aml_eisaid(struct rp_buf *b, const char *id);      /* "PNP0A08" */
 void rp_aml_path(struct rp_buf *b, const char *name);
-void rp_aml_return(struct rp_buf *b);                       /* Return(…the next object…) */
 void rp_aml_notify(struct rp_buf *b, const char *name, uint64_t value);
 
 /* A resource template: descriptors between begin and end. */

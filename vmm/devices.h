@@ -29,8 +29,6 @@ struct rp_device_env {
 int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const struct rp_disk_config *cfg,
                          struct rp_device *out, struct rp_error *err) RP_MUST_CHECK;
 void rp_virtio_blk_info(const struct rp_device *d, struct rp_disk_info *out);
-/* Takes or gives up the image lock, and opens or closes the way to the disk with it: between hosts that share it. */
-int rp_virtio_blk_lock(const struct rp_device *d, bool lock, struct rp_error *err) RP_MUST_CHECK;
 
 /* `mac`: the address to use (config's, or made from the VM id by the caller). */
 int rp_virtio_net_create(const struct rp_device_env *env, unsigned slot, const struct rp_nic_config *cfg,

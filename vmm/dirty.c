@@ -127,11 +127,6 @@ void rp_dirty_destroy(struct rp_dirty *d)
     free(d);
 }
 
-const char *rp_dirty_name(const struct rp_dirty *d)
-{
-    return d->ring ? "ring" : "log";
-}
-
 /* --- log --- */
 
 static int get_log(struct rp_dirty *d, uint32_t slot, struct rp_error *err)

@@ -26,7 +26,6 @@ int rp_dirty_create(int vmfd, struct rp_guest_ram *ram, int want, struct rp_dirt
 /* Maps the rings. After the vCPUs were made. */
 int rp_dirty_attach(struct rp_dirty *d, const struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
 void rp_dirty_destroy(struct rp_dirty *d);      /* before the vCPUs' descriptors are closed */
-const char *rp_dirty_name(const struct rp_dirty *d);    /* "log", "ring" */
 
 /* From here on every write is seen. `all`: the next harvest reports every RAM page that holds something (rp_ram_held). */
 int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err) RP_MUST_CHECK;

@@ -300,16 +300,6 @@ static void drop_port(struct rp_gate_port *p)
         forget(p, p->head);
 }
 
-void rp_gate_drop(struct rp_gate *g)
-{
-    pthread_mutex_lock(&g->lock);
-    for (struct rp_gate_port *p = g->ports; p; p = p->next)
-        drop_port(p);
-    g->waiting_since_cut = false;
-    g->released = 0;            /* another epoch's numbers begin */
-    pthread_mutex_unlock(&g->lock);
-}
-
 int rp_gate_fd(const struct rp_gate *g)
 {
     return g->output_fd;

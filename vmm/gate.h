@@ -75,8 +75,6 @@ void rp_gate_hold(struct rp_gate *g, bool hold);
 void rp_gate_release(struct rp_gate *g, uint64_t epoch);
 /* CLOCK_BOOTTIME (a lease also runs out while the host is suspended); 0: none. Looked at immediately before each write. */
 void rp_gate_set_deadline(struct rp_gate *g, uint64_t deadline_ns);
-/* Throws everything away that waits, of all epochs: the machine is about to enter another epoch. */
-void rp_gate_drop(struct rp_gate *g);
 /* Readable when the first output since the last cut begins to wait. The reader reads it empty. */
 int rp_gate_fd(const struct rp_gate *g);
 void rp_gate_stats(struct rp_gate *g, struct rp_gate_stats *out);

@@ -205,16 +205,6 @@ void rp_ram_dirty_iov(struct rp_guest_ram *ram, const struct iovec *iov, int n, 
     }
 }
 
-int rp_ram_read(const struct rp_guest_ram *ram, rp_gpa_t gpa, void *out, size_t len)
-{
-    const void *p = rp_ram_at(ram, gpa, len);
-
-    if (!p)
-        return -EFAULT;
-    memcpy(out, p, len);
-    return 0;
-}
-
 int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t len)
 {
     void *p = rp_ram_at(ram, gpa, len);

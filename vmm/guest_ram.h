@@ -52,8 +52,7 @@ void *rp_ram_at(const struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len);
 void rp_ram_dirty(struct rp_guest_ram *ram, rp_gpa_t gpa, uint64_t len);
 /* Same for an iovec that rp_ram_at produced, first `len` bytes of it. */
 void rp_ram_dirty_iov(struct rp_guest_ram *ram, const struct iovec *iov, int n, uint64_t len);
-/* Copies; -EFAULT when not RAM. Write marks dirty. */
-int rp_ram_read(const struct rp_guest_ram *ram, rp_gpa_t gpa, void *out, size_t len) RP_MUST_CHECK;
+/* Copies and marks dirty; -EFAULT when not RAM. */
 int rp_ram_write(struct rp_guest_ram *ram, rp_gpa_t gpa, const void *in, size_t len) RP_MUST_CHECK;
 /* Gives [gpa, gpa+len) back to the host, pages that lie in it whole: they read as zeroes from then on, and those that
  * held something are dirty. Frames of huge pages stay as they are, and so does everything while rp_ram_keep is on.

@@ -55,13 +55,6 @@ void rp_irq_line(struct rp_irqs *q, uint32_t gsi, bool level)
     (void)ioctl(q->vmfd, KVM_IRQ_LINE, &l);     /* fails only for a GSI that is not there */
 }
 
-void rp_irq_msi(struct rp_irqs *q, uint64_t addr, uint32_t data)
-{
-    struct kvm_msi msi = {.address_lo = (uint32_t)addr, .address_hi = (uint32_t)(addr >> 32), .data = data};
-
-    (void)ioctl(q->vmfd, KVM_SIGNAL_MSI, &msi); /* an address that names no LAPIC: dropped, as hardware does */
-}
-
 static void put_pin(struct kvm_irq_routing *r, uint32_t gsi, uint32_t chip, uint32_t pin)
 {
     r->entries[r->nr++] = (struct kvm_irq_routing_entry){
@@ -173,11 +166,6 @@ void rp_irq_route_signal(struct rp_irqs *q, int route)
     uint64_t one = 1;
 
     (void)!write(q->routes[route].fd, &one, sizeof one);
-}
-
-int rp_irq_route_fd(const struct rp_irqs *q, int route)
-{
-    return q->routes[route].fd;
 }
 
 int rp_irq_ioeventfd(struct rp_irqs *q, int fd, uint64_t addr, uint32_t len, bool pio, bool add, struct rp_error *err)

@@ -18,8 +18,6 @@ void rp_irqs_destroy(struct rp_irqs *q);
 
 /* Level or edge of a pin (KVM_IRQ_LINE). */
 void rp_irq_line(struct rp_irqs *q, uint32_t gsi, bool level);
-/* Injects an MSI at once (KVM_SIGNAL_MSI): for a vector without a route. */
-void rp_irq_msi(struct rp_irqs *q, uint64_t addr, uint32_t data);
 
 /* An MSI route with an irqfd: signalling is one eventfd write, from any thread. Returns a handle >= 0 or -errno. */
 int rp_irq_route_add(struct rp_irqs *q, struct rp_error *err) RP_MUST_CHECK;
@@ -27,8 +25,6 @@ void rp_irq_route_del(struct rp_irqs *q, int route);
 /* Points it at addr/data; `masked`: the irqfd is out of KVM; signals are the caller's to remember (pending bit). */
 int rp_irq_route_set(struct rp_irqs *q, int route, uint64_t addr, uint32_t data, bool masked, struct rp_error *err) RP_MUST_CHECK;
 void rp_irq_route_signal(struct rp_irqs *q, int route);
-/* The route's eventfd (io_uring, vhost); stays the table's. */
-int rp_irq_route_fd(const struct rp_irqs *q, int route) RP_MUST_CHECK;
 
 /* ioeventfd: a guest write of `len` bytes (0: any) at addr signals fd without an exit to user space. */
 int rp_irq_ioeventfd(struct rp_irqs *q, int fd, uint64_t addr, uint32_t len, bool pio, bool add, struct rp_error *err) RP_MUST_CHECK;

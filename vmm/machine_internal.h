@@ -90,7 +90,6 @@ struct rp_machine {
 };
 
 /* machine_make.c */
-int rp_machine_make_devices(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
 int rp_machine_add(struct rp_machine *m, const struct rp_device *d, struct rp_error *err) RP_MUST_CHECK;
 /* Loads the kernel and sets vCPU 0 to start it. vCPUs still. */
 int rp_machine_boot(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;

@@ -568,12 +568,3 @@ void rp_virtio_blk_info(const struct rp_device *d, struct rp_disk_info *out)
                                  .rd_ops = b->rd_ops, .wr_ops = b->wr_ops, .rd_bytes = b->rd_bytes,
                                  .wr_bytes = b->wr_bytes, .flush_ops = b->flush_ops};
 }
-
-int rp_virtio_blk_lock(const struct rp_device *d, bool lock, struct rp_error *err)
-{
-    struct rp_virtio_blk *b = d->dev;
-
-    if (!lock)
-        rp_disk_drain(b->disk);
-    return rp_disk_lock(b->disk, lock, err);
-}

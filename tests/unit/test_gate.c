@@ -190,16 +190,6 @@ Test(gate, a_slow_host_pushes_back_and_others_go_on)
     cr_assert_str_eq(wire.got, "aac1c2");
 }
 
-Test(gate, dropped_outputs_never_leave)
-{
-    rp_gate_hold(gate, true);
-    rp_gate_cut(gate, 1);
-    cr_assert_eq(out(port, "aa"), 0);
-    rp_gate_drop(gate);
-    rp_gate_release(gate, UINT64_MAX);
-    cr_assert_str_eq(wire.got, "");
-}
-
 /* Releases come from the committer's thread while the machine sends: order and count hold. */
 static void *committer(void *arg)
 {

@@ -266,10 +266,10 @@ Test(blk, a_locked_disk_is_refused_with_its_name)
     cfg.path = dir;
     cfg.readonly = true;
     cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), -EINVAL);
-    cr_assert_eq(rp_virtio_blk_lock(&blk, false, &err), 0);
+    destroy(&blk);
     cfg.path = image;
-    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &second, &err), 0, "%s", err.text);
-    destroy(&second);
+    cfg.readonly = false;
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &blk, &err), 0, "its lock has gone with the other: %s", err.text);
 }
 
 Test(blk, read_only_disk_takes_no_write)
