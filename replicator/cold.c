@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RUN_MAX 1024u       /* frames: what is let go at once */
+#define RUN_MAX 4096u       /* frames: what is let go at once */
 #define COLLECT 2048u       /* pages handed over at once */
 
 int rp_cold_init(struct rp_cold *c, struct rp_capture *capture, struct rp_cow *cow, struct rp_error *err)
@@ -90,8 +90,7 @@ static void protect_run(struct rp_cold *c)
 
 static void end_run(struct rp_cold *c, const struct rp_cow_plan *plan, struct scan *s)
 {
-    bool dense = s->pages * 2 > s->last - s->first;
-    if (s->pages && s->pages >= plan->min_run && dense && rp_cow_usable(c->cow) && take_run(c, s))
+    if (s->pages && s->pages >= plan->min_run && rp_cow_usable(c->cow) && take_run(c, s))
         protect_run(c);
     s->pages = 0;
 }

@@ -22,8 +22,11 @@ enum { PAGE_FREE, PAGE_PROTECTED, PAGE_COPYING, PAGE_COPIED, PAGE_STATE = 3 };
 #define SLOT_SHIFT 2
 
 #define TRIAL_PAGES 512u
+#define TRIAL_SOME 64u
+#define TRIAL_ROUNDS 8u
 #define TRIAL_FAULTS 16u
 #define THREADS 64u                 /* faulting threads remembered, by the low bits of their ids */
+#define SERVE_STEP_NS 10000.0
 #define NEXT_MAX_NS 1000000u        /* two faults of a thread further apart say nothing about what a fault costs */
 
 struct rp_cow {
@@ -108,6 +111,13 @@ static void learn_next(struct rp_cow *c, uint32_t thread, uint64_t now)
     c->next_ns += c->next_ns == 0 || ns < c->next_ns ? ns - c->next_ns : (ns - c->next_ns) / 256;
 }
 
+/* A fault during which this thread was preempted says little of what faults cost. */
+static void learn_serve(struct rp_cow *c, uint64_t took_ns)
+{
+    double ns = (double)took_ns, most = 4 * c->serve_ns + SERVE_STEP_NS;
+    c->serve_ns += ((ns < most ? ns : most) - c->serve_ns) / 16;
+}
+
 static void serve(struct rp_cow *c, const struct uffd_msg *msg)
 {
     uint64_t came = rp_clock_ns(), address = msg->arg.pagefault.address & ~(uint64_t)(RP_PAGE_SIZE - 1);
@@ -125,7 +135,7 @@ static void serve(struct rp_cow *c, const struct uffd_msg *msg)
     uint64_t now = rp_clock_ns();
     c->last[thread % THREADS].thread = thread;
     c->last[thread % THREADS].let_go_ns = now;
-    c->serve_ns += c->serve_ns == 0 ? (double)(now - came) : ((double)(now - came) - c->serve_ns) / 16;
+    learn_serve(c, now - came);
     atomic_fetch_add(&c->faults, 1);
     pthread_mutex_unlock(&c->serving);
 }
@@ -230,35 +240,49 @@ static double best(double a, uint64_t began_ns)
     return a == 0 || ns < a ? ns : a;
 }
 
-/* What protecting and a fault cost, on memory of our own: the least of some, so that it is not a busy host's mood. */
+/* Protects the trial's first `pages` and lets them go. The least of some times, so that it is not a busy host's mood. */
+static int time_protect(struct rp_cow *c, uint8_t *trial, uint64_t pages, double *ns)
+{
+    int rc = 0;
+    for (unsigned i = 0; i < TRIAL_ROUNDS && rc == 0; i++) {
+        for (uint64_t k = 0; k < pages; k++)        /* mapped, and known to the processor */
+            __atomic_store_n(trial + k * RP_PAGE_SIZE, 1, __ATOMIC_RELAXED);
+        uint64_t t0 = rp_clock_ns();
+        rc = set_protection(c, trial, pages, true);
+        *ns = best(*ns, t0);
+        if (rc == 0)
+            rc = set_protection(c, trial, pages, false);
+    }
+    return rc;
+}
+
+static int time_fault(struct rp_cow *c, uint8_t *trial, double *ns)
+{
+    int rc = 0;
+    for (unsigned i = 0; i < TRIAL_FAULTS && (rc = set_protection(c, trial, 1, true)) == 0; i++) {
+        uint64_t t0 = rp_clock_ns();
+        __atomic_store_n(trial, 2, __ATOMIC_RELAXED);       /* returns when "cow faults" has served it */
+        *ns = best(*ns, t0);
+    }
+    return rc;
+}
+
+/* What it costs, on memory of our own. Short and long runs say what a run costs and what a page does: flushing what processors know
+ * of a range costs the same for a few dozen pages and for thousands. */
 static int measure(struct rp_cow *c, uint8_t *trial, struct rp_error *err)
 {
-    double one = 0, all = 0, fault = 0, after = 0;
-    int rc = 0;
-    for (unsigned i = 0; i < TRIAL_PAGES; i++)
-        trial[i * RP_PAGE_SIZE] = 1;
-    for (unsigned i = 0; i < TRIAL_FAULTS && rc == 0; i++) {
-        uint64_t t0 = rp_clock_ns();
-        if ((rc = set_protection(c, trial, 1, true)) < 0)
-            break;
-        one = best(one, t0);
-        t0 = rp_clock_ns();
-        __atomic_store_n(trial, 2, __ATOMIC_RELAXED);       /* returns when "cow faults" has served it */
-        fault = best(fault, t0);
-    }
-    for (unsigned i = 0; i < 4 && rc == 0; i++) {
-        uint64_t t0 = rp_clock_ns();
-        rc = set_protection(c, trial, TRIAL_PAGES, true);
-        all = best(all, t0);
-        if (rc == 0)
-            rc = set_protection(c, trial, TRIAL_PAGES, false);
-        t0 = rp_clock_ns();
-        for (unsigned k = 0; k < TRIAL_PAGES; k++)
-            __atomic_store_n(trial + k * RP_PAGE_SIZE, 3, __ATOMIC_RELAXED);
-        after = best(after, t0);
-    }
-    c->costs = (struct rp_cow_costs){.page_ns = all / TRIAL_PAGES, .fault_ns = fault, .after_ns = after / TRIAL_PAGES};
-    c->costs.run_ns = one > c->costs.page_ns ? one - c->costs.page_ns : 0;
+    double some = 0, all = 0, fault = 0, after = 0;
+    int rc = time_protect(c, trial, TRIAL_SOME, &some);
+    if (rc == 0)
+        rc = time_protect(c, trial, TRIAL_PAGES, &all);
+    uint64_t t0 = rp_clock_ns();
+    for (unsigned k = 0; k < TRIAL_PAGES; k++)      /* all were let go just now */
+        __atomic_store_n(trial + k * RP_PAGE_SIZE, 3, __ATOMIC_RELAXED);
+    after = best(0, t0);
+    if (rc == 0)
+        rc = time_fault(c, trial, &fault);
+    double page = all > some ? (all - some) / (TRIAL_PAGES - TRIAL_SOME) : all / TRIAL_PAGES, run = some - page * TRIAL_SOME;
+    c->costs = (struct rp_cow_costs){.run_ns = run > 0 ? run : 0, .page_ns = page, .fault_ns = fault, .after_ns = after / TRIAL_PAGES};
     atomic_store(&c->faults, 0);
     return rc < 0 ? rp_error_set(err, rc, "memory cannot be write-protected: %s", strerror(-rc)) : 0;
 }

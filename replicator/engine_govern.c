@@ -41,7 +41,7 @@ static void tell_throttle(struct rp_engine *e, uint64_t now)
 static enum rp_capture_strategy strategy(const struct rp_engine *e)
 {
     const struct rp_policy *p = &e->policy;
-    if (p->cow_cuts && p->cow_share > (e->told_capture.value == RP_CAPTURE_COW ? 0.25 : 0.75))
+    if (p->cow_able && p->cow_cuts && p->cow_share > (e->told_capture.value == RP_CAPTURE_COW ? 0.25 : 0.75))
         return RP_CAPTURE_COW;
     return p->early_share > (e->told_capture.value == RP_CAPTURE_EARLY ? 0.25 : 0.75) ? RP_CAPTURE_EARLY : RP_CAPTURE_STOP;
 }
@@ -60,6 +60,9 @@ static void tell_capture(struct rp_engine *e, uint64_t now)
         rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"copy-on-write\", \"reason\": \"copying %.0f pages takes %.2f ms; "
                        "protecting one %.0f ns, copying it %.0f ns, %.1f %% fault for %.0f us\"}", pages, copy_ms, p->protect_page_ns,
                        p->copy_ns_per_page, p->fault_share * 100, p->fault_ns / 1e3);
+    else if (p->choice != RP_CHOOSE_BY_MEASURE)
+        rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"stop-and-copy\", \"reason\": \"%s\"}",
+                       p->choice == RP_CHOOSE_STOP ? "it was asked for" : "copy-on-write was asked for, and is off");
     else if (is == RP_CAPTURE_STOP && !rp_policy_early_pays(p))
         rp_events_emit(e->events, e->epoch, "CAPTURE", "{\"strategy\": \"stop-and-copy\", \"reason\": \"only %.0f %% of the pages captured "
                        "early stay clean until the cut\"}", p->stay_quiet * 100);

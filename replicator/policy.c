@@ -12,9 +12,10 @@
 #define COW_PROBE 256u          /* pages of such a try: it cannot hurt much */
 #define COW_PROBE_RUN 32u
 #define COW_LEARN 4u            /* tries until its figures count */
-#define COW_RUN_PAGES 64u       /* pages a run on average: above, a protect says what a page costs, below, what a run does */
-#define COW_GAP_MAX 64u
+#define COW_RUN_PAGES 512u      /* pages a run on average: above, a protect says what a page costs, below, what a run does */
+#define COW_GAP_MAX 512u
 #define COW_SPARE 0.1           /* of the guest's time, outside of pauses, that shorter pauses are worth */
+#define COST_STEP_NS 100.0      /* by how much more than four times itself one sample may say that a cost is */
 #define IDLE_PAGES_S 500.0      /* a VM that dirties less and says nothing is idle */
 #define IDLE_EPOCHS 16u         /* … and is cut after so many epochs' time, */
 #define IDLE_MAX_NS (500 * MS)  /* or this */
@@ -74,6 +75,13 @@ static void average(double *avg, double sample)
     *avg += (sample - *avg) / 8;
 }
 
+/* Of a cost: a sample during which the thread was preempted says little. What really changed shows in the next ones, too. */
+static void average_cost(double *avg, double sample)
+{
+    double most = 4 * *avg + COST_STEP_NS;
+    average(avg, sample < most ? sample : most);
+}
+
 void rp_policy_learn_dirty(struct rp_policy *p, uint64_t pages, uint64_t length_ns)
 {
     if (length_ns)
@@ -83,7 +91,7 @@ void rp_policy_learn_dirty(struct rp_policy *p, uint64_t pages, uint64_t length_
 void rp_policy_learn_copy(struct rp_policy *p, uint64_t pages, uint64_t ns)
 {
     if (pages >= 16)
-        average(&p->copy_ns_per_page, (double)ns / (double)pages);
+        average_cost(&p->copy_ns_per_page, (double)ns / (double)pages);
 }
 
 void rp_policy_learn_pause(struct rp_policy *p, uint64_t ns, uint64_t pages)
@@ -121,9 +129,9 @@ void rp_policy_learn_protect(struct rp_policy *p, uint64_t runs, uint64_t pages,
         return;
     double by_runs = (double)ns - (double)pages * p->protect_page_ns, by_pages = (double)ns - (double)runs * p->protect_run_ns;
     if (pages / runs < COW_RUN_PAGES)
-        average(&p->protect_run_ns, by_runs > 0 ? by_runs / (double)runs : 0);
+        average_cost(&p->protect_run_ns, by_runs > 0 ? by_runs / (double)runs : 0);
     else
-        average(&p->protect_page_ns, by_pages > 0 ? by_pages / (double)pages : 0);
+        average_cost(&p->protect_page_ns, by_pages > 0 ? by_pages / (double)pages : 0);
 }
 
 void rp_policy_learn_cow(struct rp_policy *p, uint64_t pages, uint64_t held, uint64_t faults, double fault_ns)

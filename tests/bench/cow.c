@@ -80,9 +80,9 @@ static void stop_and_copy(struct bed *b)
     give_back(b, pages, n);
 }
 
-static void copy_on_write(struct bed *b, uint64_t run)
+static void copy_on_write(struct bed *b, uint64_t gap)
 {
-    struct rp_cow_plan plan = {.min_run = 1, .max_gap = run - 1, .max_pages = UINT64_MAX};
+    struct rp_cow_plan plan = {.min_run = 1, .max_gap = gap, .max_pages = UINT64_MAX};
     struct rp_captured *pages;
     uint64_t t0 = rp_clock_ns(), n;
     rp_cold_protect(&b->cold, &plan);
@@ -108,6 +108,8 @@ static void pauses(const struct bench_words *w)
     struct rp_cow_costs c;
     make(&b, 128 * 1024);
     rp_cow_costs(b.cow, &c);
+    uint64_t gap = (uint64_t)(c.run_ns / c.page_ns);        /* as the policy does while it knows of no faults */
+    gap = gap < 512 ? gap : 512;
     bench_title("pages' share of a pause: copied, or write-protected and copied after it");
     printf("  here: protect a run %.0f ns, a page %.0f ns; a write fault %.1f us, the next write to a page %.1f us\n", c.run_ns, c.page_ns,
            c.fault_ns / 1e3, c.after_ns / 1e3);
@@ -121,7 +123,7 @@ static void pauses(const struct bench_words *w)
             dirty(&b, counts[i], run, r);
             stop_and_copy(&b);
             dirty(&b, counts[i], run, r);
-            copy_on_write(&b, run);
+            copy_on_write(&b, gap);
         }
         printf("  %6lu pages: copied p50 %7.3f p99 %7.3f ms; protected p50 %7.3f p99 %7.3f ms; ratio p50 %5.2f p99 %5.2f; copied after %7.3f ms\n",
                counts[i], ms(&b.stop, 0.5), ms(&b.stop, 0.99), ms(&b.protect, 0.5), ms(&b.protect, 0.99), ms(&b.protect, 0.5) / ms(&b.stop, 0.5),
