@@ -25,6 +25,7 @@ static struct standby standby;
 static _Atomic unsigned stale;          /* how often a primary has said that what is held is so */
 static _Atomic bool closing;
 static _Atomic bool disown_fails;
+static unsigned retry_ms = 20;          /* between a loss and the next attempt, of a primary made later */
 
 static void on_stale(void *ctx)
 {
@@ -82,7 +83,7 @@ static struct rp_protect *protect(bool quiet)
 {
     struct rp_protect *p;
     struct rp_error err = {0};
-    struct rp_protect_config cfg = {.link = {.uri = standby.uri, .timeout_ms = 20000}, .engine.goal.epoch_ns = 2000000, .retry_ms = 20};
+    struct rp_protect_config cfg = {.link = {.uri = standby.uri, .timeout_ms = 20000}, .engine.goal.epoch_ns = 2000000, .retry_ms = retry_ms};
     cfg.owner.disown = on_disown;
     fake_start(&fake, 64, quiet ? 0 : 1, quiet ? 50000 : 1000);
     pthread_mutex_lock(&fake.run);
@@ -243,6 +244,7 @@ Test(resync, INV2_a_busy_guest_and_a_link_that_breaks)
 static void fails_at(const char *fault, uint64_t staging_bytes, uint64_t change, unsigned resyncs)
 {
     serve("unix", staging_bytes);
+    retry_ms = 1000;            /* the point is armed before the next attempt */
     struct rp_protect *p = protect(true);
     wait_protected(p, 0);
     cut_link(p, 1);

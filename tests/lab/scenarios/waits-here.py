@@ -1,7 +1,7 @@
 """Two processes, one guest, there and back: whichever lets go of it (`--then standby`) is its next standby, and is sent what differs.
 
-Issue "the main job", after. rounds=N (4): a planned switchover and a process that hangs until it has lost the lease, in turn. One host,
-two sides; 64 MiB of ledger.
+Issue "the main job", after. rounds=N (6, even): a planned switchover and a process that hangs until it has lost the lease, in turn;
+no process grows. One host, two sides; 64 MiB of ledger.
 """
 import json
 
@@ -23,6 +23,21 @@ class Places(Pair):
 
 def status(side, guest):
     return json.loads(side.run(f"reprise status {guest.name} --json", check=False).output or "{}")
+
+
+def resources(side, guest):
+    """Descriptors, threads and KiB of memory of a side's process."""
+    pid = status(side, guest)["pid"]
+    figures = side.run(f"ls /proc/{pid}/fd | wc -l; sed -n 's/^Threads:[^0-9]*//p; s/^RssAnon:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/{pid}/status")
+    fds, anon_kib, threads = map(int, figures.output.split())
+    return {"fds": fds, "threads": threads, "anon_kib": anon_kib}
+
+
+def must_not_grow(lab, before, after):
+    lab.log(f"both processes after two rounds {before}, at the end {after}")
+    for old, new in zip(before, after):
+        lab.check(new["fds"] <= old["fds"] and new["threads"] <= old["threads"], f"descriptors or threads grew from {old} to {new}")
+        lab.check(new["anon_kib"] <= old["anon_kib"] * 1.15 + 2048, f"memory grew from {old} to {new}")
 
 
 def let_go(lab, pair, how):
@@ -56,7 +71,8 @@ def run(lab):
     pair.standby_options = ["--then", "standby"]
     pair.stand_by(y)
     pair.protect()
-    for number in range(lab.word("rounds", 4)):
+    before = None
+    for number in range(lab.word("rounds", 6)):
         how = ("switch", "hang")[number % 2]
         load.must_advance(10)
         let_go(lab, pair, how)
@@ -67,6 +83,10 @@ def run(lab):
         lab.log(f"round {number + 1}: {how}; {pair.primary} runs it, {pair.standby} stands by: {resync}")
         lab.check("equal-pages" in resync, f"all of memory was sent: {resync}")
         lab.check(resync["bytes"] < resync["ram-bytes"] / 4, f"what was sent is not what differs: {resync}")
+        if number % 2 == 1:             # the sides are as they were at the beginning
+            figures = resources(x, guest), resources(y, guest)
+            before = before or figures
+    must_not_grow(lab, before, figures)
     load.must_advance(10)
     pair.primary.run(f"reprise unprotect {guest.name}", timeout_s=60)
     lab.log(f"{load.finish()}")
