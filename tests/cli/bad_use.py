@@ -110,6 +110,7 @@ def cases(folder, guests, golden):
     yield Case("memory that the host lacks", HOST, "the host has .* MiB of memory", "run", "--name", "x", "--kernel", kernel, "--memory",
                f"{more_than_there_is()}M") if more_than_there_is() <= 65536 else \
         Case("memory that the host lacks", USAGE, "1M to 64G", *boot, "--memory", "64T")
+    yield Case("no way of capturing", USAGE, "not one of auto, stop-and-copy, copy-on-write", "protect", "web", "unix:/x", "--capture", "cow")
     yield Case("too many vCPUs", USAGE, "between 1 and 32", *boot, "--cpus", "33")
     yield Case("two on stdio", USAGE, "stdio", *boot, "--serial", "stdio", "--console", "stdio")
     yield Case("a descriptor that is not open", USAGE, "not open", *boot, "--net", "fd:77")
