@@ -64,7 +64,8 @@ void rp_engine_cow_ready(struct rp_engine *e)
 {
     if (!e->cow_tried && rp_policy_cow_wanted(&e->policy))
         make(e);
-    if (e->policy.cow_able)
+    struct rp_cow_plan plan;
+    if (rp_policy_cow(&e->policy, UINT64_MAX, &plan))   /* however many pages the cut will find */
         keep(e, true);
 }
 
