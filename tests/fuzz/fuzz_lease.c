@@ -11,8 +11,8 @@ static struct rp_lease *lease;
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
-    snprintf(directory, sizeof(directory), "/dev/shm/reprise-fuzz-XXXXXX");
-    if (!mkdtemp(directory) || rp_lease_file_open(directory, "vm", &lease, NULL) < 0)
+    fz_folder(directory);
+    if (rp_lease_file_open(directory, "vm", &lease, NULL) < 0)
         return -1;
     snprintf(lease->vm_name, sizeof(lease->vm_name), "vm");
     snprintf(lease->owner, sizeof(lease->owner), "fuzz");
