@@ -15,6 +15,7 @@ struct nbd {
     struct nbd_handle *h;
     struct rp_loop *loop;
     struct rp_disk_req *failed;     /* could not even be sent: reported at the next kick */
+    struct rp_disk_req *over, **over_end;   /* completed, their errno in `progress`: reported once libnbd's call has returned */
     bool any;                       /* something completed since batch_end */
     uint32_t events;                /* what the loop watches for */
     int fd;
@@ -29,17 +30,25 @@ static int nbd_error(const struct nbd *n, struct rp_error *err, const char *what
     return rp_error_set(err, e ? e : EIO, "disk %s: %s: %s", n->uri, what, nbd_get_error());
 }
 
+/* libnbd holds its handle's lock: whoever is told submits what waited for this one, and would wait for that lock for ever. */
 static int on_complete(void *ctx, int *error)
 {
     struct rp_disk_req *q = ctx;
     struct nbd *n = (struct nbd *)(void *)q->scratch;
-    int rc = *error ? -*error : 0;
 
+    q->progress = (uint64_t)*error;
+    q->next = NULL;
+    *n->over_end = q;
+    n->over_end = &q->next;
+    return 1;           /* libnbd forgets the command */
+}
+
+static void tell(struct nbd *n, struct rp_disk_req *q, int rc)
+{
     q->scratch = NULL;
     n->d.in_flight--;
     n->any = true;
     q->done(q, rc);
-    return 1;           /* libnbd forgets the command */
 }
 
 static void nbd_submit(struct rp_disk *d, struct rp_disk_req *q)
@@ -85,14 +94,17 @@ static void watch(struct nbd *n)
 
 static void finish(struct nbd *n)
 {
-    while (n->failed) {
-        struct rp_disk_req *q = n->failed;
+    while (n->failed || n->over) {
+        struct rp_disk_req *q = n->over ? n->over : n->failed;
 
-        n->failed = q->next;
-        q->scratch = NULL;
-        n->d.in_flight--;
-        n->any = true;
-        q->done(q, -EIO);
+        if (q == n->over) {
+            n->over = q->next;
+            n->over_end = n->over ? n->over_end : &n->over;
+            tell(n, q, -(int)q->progress);
+        } else {
+            n->failed = q->next;
+            tell(n, q, -EIO);
+        }
     }
     watch(n);
     if (n->any && n->d.batch_end) {
@@ -124,7 +136,7 @@ static void nbd_drain(struct rp_disk *d)
     struct nbd *n = (struct nbd *)(void *)d;
 
     while (d->in_flight) {
-        if (!n->failed && nbd_poll(n->h, -1) < 0 && !n->failed && d->in_flight && nbd_aio_in_flight(n->h) <= 0)
+        if (!n->failed && !n->over && nbd_poll(n->h, -1) < 0 && !n->failed && !n->over && nbd_aio_in_flight(n->h) <= 0)
             break;      /* dead: libnbd has failed what it had */
         finish(n);
     }
@@ -179,6 +191,7 @@ int rp_disk_nbd_open(const struct rp_disk_config *cfg, struct rp_loop *loop, str
         return rp_error_set(err, ENOMEM, "disk: no memory");
     n->d = (struct rp_disk){.ops = &nbd_ops, .readonly = cfg->readonly};
     n->loop = loop;
+    n->over_end = &n->over;
     n->fd = -1;
     snprintf(n->uri, sizeof(n->uri), "%s", cfg->path);
     n->h = nbd_create();
