@@ -24,7 +24,7 @@ for message in ('{"execute": "qmp_capabilities"}', sys.argv[2]):
     f.write(message)
     f.flush()
     line = f.readline()
-    while '"event"' in line:
+    while "event" in json.loads(line):      # not in its text: an answer may speak of events
         line = f.readline()
 print(line)
 """
