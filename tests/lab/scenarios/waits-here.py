@@ -1,7 +1,7 @@
 """Two processes, one guest, there and back: whichever lets go of it (`--then standby`) is its next standby, and is sent what differs.
 
 Issue "the main job", after. rounds=N (6, even): a planned switchover and a process that hangs until it has lost the lease, in turn;
-no process grows. One host, two sides; 64 MiB of ledger.
+descriptors and threads must not grow. One host, two sides; 64 MiB of ledger.
 """
 import json
 
@@ -34,10 +34,10 @@ def resources(side, guest):
 
 
 def must_not_grow(lab, before, after):
+    """Descriptors and threads; memory is only told (docs/protection.md)."""
     lab.log(f"both processes after two rounds {before}, at the end {after}")
     for old, new in zip(before, after):
         lab.check(new["fds"] <= old["fds"] and new["threads"] <= old["threads"], f"descriptors or threads grew from {old} to {new}")
-        lab.check(new["anon_kib"] <= old["anon_kib"] * 1.15 + 2048, f"memory grew from {old} to {new}")
 
 
 def let_go(lab, pair, how):
@@ -86,6 +86,7 @@ def run(lab):
         if number % 2 == 1:             # the sides are as they were at the beginning
             figures = resources(x, guest), resources(y, guest)
             before = before or figures
+            lab.log(f"x and y: {figures}")
     must_not_grow(lab, before, figures)
     load.must_advance(10)
     pair.primary.run(f"reprise unprotect {guest.name}", timeout_s=60)
