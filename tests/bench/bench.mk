@@ -1,6 +1,10 @@
 # Figures, not judgements: what the engine costs here. Side by side with QEMU, and why the lab may be needed for that: docs/benchmarks.md.
-.PHONY: bench bench-engine
-bench: bench-engine
+.PHONY: bench bench-engine bench-beside
+bench: bench-engine bench-beside
+
+# Beside the Debian QEMU, ratios first: on this machine's KVM, or in a lab host.
+bench-beside: all $(BUILD)/tests/bench/bench-engine
+	tests/lab/run $$([ -w /dev/kvm ] && echo --native) --build $(BUILD) bench-machine bench-boot bench-io bench-colo
 
 BENCH_OBJS := $(addprefix $(BUILD)/tests/bench/,bench.o pages.o encode.o cow.o link.o resync.o source.o machine.o)
 $(BUILD)/tests/bench/bench-engine: $(BENCH_OBJS) $(LIBS)

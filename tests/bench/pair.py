@@ -2,6 +2,7 @@
 """The dirtier guest protected by Reprise and by Debian QEMU's COLO, one after the other, on this host: what protection costs it.
 
     pair.py BUILD [monitors=reprise,colo] [transports=unix,tcp] [rates=1000,50000] [seconds=5] [ram=64] [ws=32] [epoch=20] [gap=500]
+                  [capture=auto|stop-and-copy|copy-on-write]
 
 Each case: a primary and a standby, `seconds` of protected running, then the primary is killed. Prints one line of JSON per case: pauses as
 the guest's own gap meter sees them (gaps longer than `gap` us), its progress, epochs and, for Reprise, the engine's figures. RAM and working
@@ -45,9 +46,9 @@ class Case:
         self.processes = []
         self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill=random gap={words['gap']}us"
 
-    def start(self, *command):
+    def start(self, *command, **environment):
         log = open(self.directory / f"{len(self.processes)}.log", "wb")
-        process = subprocess.Popen([str(word) for word in command], env=self.environment, stderr=log, **STDNULL)
+        process = subprocess.Popen([str(word) for word in command], env={**self.environment, **environment}, stderr=log, **STDNULL)
         self.processes.append(process)
         return process
 
@@ -55,8 +56,12 @@ class Case:
         return "".join(path.read_text(errors="replace")[-600:] for path in sorted(self.directory.glob("*.log")))
 
     def probe(self, process):
-        out = subprocess.run([self.build / "tests/tools/guest-probe", "-p", str(process.pid)], capture_output=True, text=True, check=False)
-        return dict(line.split(" ", 1) for line in out.stdout.splitlines() if " " in line)
+        """What the guest's status says; its newest gaps, in ms, under "gaps"."""
+        out = subprocess.run([self.build / "tests/tools/guest-probe", "-g", "-p", str(process.pid)], capture_output=True, text=True, check=False)
+        words = [line.split() for line in out.stdout.splitlines() if " " in line]
+        status = {word[0]: " ".join(word[1:]) for word in words}
+        status["gaps"] = [int(word[2]) / 1e6 for word in words if word[0] == "vcpu0.gap"]
+        return status
 
     def runs(self, process):
         return self.probe(process).get("state") == "running"
@@ -66,9 +71,13 @@ class Case:
         cpu = self.cpu()
         time.sleep(self.words["seconds"])
         after, took = self.probe(primary), time.monotonic() - began
-        iterations = int(after["vcpu0.iterations"]) - int(before["vcpu0.iterations"])
-        return {"pages_s": iterations / took, "asked": self.rate, "gaps_s": (int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])) / took,
-                "gap_p50_ms": float(after.get("vcpu0.gap_p50_us", 0)) / 1e3, "gap_p99_ms": float(after.get("vcpu0.gap_p99_us", 0)) / 1e3,
+        iterations = int(after.get("vcpu0.iterations", 0)) - int(before["vcpu0.iterations"])
+        if iterations < 0:
+            raise RuntimeError("the guest has started anew while it was measured")
+        seen = int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])
+        gaps = sorted(after["gaps"][-seen:]) if seen else [0.0]
+        return {"pages_s": iterations / took, "asked": self.rate, "gaps_s": seen / took,
+                "gap_p50_ms": gaps[len(gaps) // 2], "gap_p99_ms": gaps[len(gaps) * 99 // 100],
                 "gap_share": (float(after["vcpu0.gap_sum_us"]) - float(before["vcpu0.gap_sum_us"])) / took / 1e6,
                 "cpu": (self.cpu() - cpu) / took}
 
@@ -104,26 +113,35 @@ class Reprise(Case):
     def run(self):
         uri = f"unix:{self.directory}/link" if self.transport == "unix" else f"tcp://127.0.0.1:{self.port}"
         command = self.build / "reprise"
-        standby = self.start(command, "standby", "--listen", uri, "--name", "there", "--lease", "none", "--serial", "null")
-        primary = self.start(command, "run", "--name", "here", "--memory", f"{self.words['ram']}M", "--kernel", self.build / "guests/dirtier.elf",
+        there = self.directory / "there"        # the VM has one name, and here its two sides are on one host
+        there.mkdir()
+        standby = self.start(command, "standby", "--listen", uri, "--name", "pair", "--lease", "none", "--serial", "null",
+                             REPRISE_RUNTIME_DIR=str(there))
+        primary = self.start(command, "run", "--name", "pair", "--memory", f"{self.words['ram']}M", "--kernel", self.build / "guests/dirtier.elf",
                              "--append", self.append, "--rng", "off", "--balloon", "off", "--populate", "--serial", "null")
         until(lambda: self.runs(primary), "the guest runs")
         bare = self.measure(primary)
-        said = subprocess.run([command, "protect", "here", uri, "--lease", "none", "--epoch", f"{self.words['epoch']}ms", "--heartbeat", "200ms"],
+        said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{self.words['epoch']}ms", "--heartbeat", "200ms",
+                               "--capture", self.words["capture"]],
                               env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         if said.returncode:
             raise RuntimeError(said.stderr)
         time.sleep(1)
-        first = self.status()
+        first = self.ask("status")
         figures = self.measure(primary)
-        last = self.status()
+        last = self.ask("status")
         figures.update(unprotected_pages_s=bare["pages_s"], status=last,
                        epochs_s=(self.committed(last) - self.committed(first)) / self.words["seconds"])
         figures["failover_ms"] = self.fail_over(primary, standby, lambda: None)
+        over = next(event["data"] for event in self.ask("history", REPRISE_RUNTIME_DIR=str(there)) if event["name"] == "TAKEN_OVER")
+        figures["takeover_ms"] = (over["lease-us"] + over["enter-us"] + over["run-us"]) / 1e3
         return figures
 
-    def status(self):
-        out = subprocess.run([self.build / "reprise", "status", "here", "--json"], env=self.environment, capture_output=True, text=True, check=False)
+    def ask(self, verb, **environment):
+        out = subprocess.run([self.build / "reprise", verb, "pair", "--json"], env={**self.environment, **environment}, capture_output=True,
+                             text=True, check=False)
+        if out.returncode:
+            raise RuntimeError(f"reprise {verb}: {out.stderr}")
         return json.loads(out.stdout)
 
     @staticmethod
@@ -154,13 +172,15 @@ class Colo(Case):
         figures = self.measure(primary)
         # It counts no checkpoints: each is one gap of the guest, at least.
         figures.update(unprotected_pages_s=bare["pages_s"], unprotected_gaps_s=bare["gaps_s"], epochs_s=figures["gaps_s"])
-        figures["failover_ms"] = self.fail_over(primary, standby, lambda: there.command("x-colo-lost-heartbeat"))
+        # Told at once: what follows is what takes time after a death is detected.
+        figures["takeover_ms"] = self.fail_over(primary, standby, lambda: there.command("x-colo-lost-heartbeat"))
         return figures
 
 
 def main(arguments):
     build = pathlib.Path(arguments[0]).resolve()
-    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20, "gap": 500}
+    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20, "gap": 500,
+             "capture": "auto"}
     for word in arguments[1:]:
         key, _, value = word.partition("=")
         words[key] = type(words[key])(value)

@@ -46,7 +46,7 @@ def start_times(lab, a, comparison):
 
 def memory(a, comparison):
     for monitor in comparison.monitors:
-        job = a.background("exec " + command(monitor, "", ""))
+        job = a.background("exec " + command(monitor, "end=spin", ""))
         time.sleep(4)       # nothing to wait for: it has started, and idles
         pid = a.run("pgrep -nf '^(reprise run|qemu-system)'").output.split()[0]
         kib = float(a.run(BESIDE.replace("PID", pid)).output)
