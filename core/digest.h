@@ -15,6 +15,8 @@
 /* h(gfn, page) for 4,096 bytes at `page`; `is_zero` when the caller knows already that it is zero. */
 struct rp_hash128 rp_page_hash(uint64_t gfn, const uint8_t *page);
 bool rp_page_is_zero(const uint8_t *page);
+/* The hash of a page of zeroes, or the sum of such. */
+static inline bool rp_hash_is_zero(struct rp_hash128 h) { return (h.lo | h.hi) == 0; }
 
 struct rp_digest {
     struct rp_hash128 sum;

@@ -99,7 +99,7 @@ static void wipe(struct rp_image *img)
 {
     for (uint32_t i = 0; i < img->ram.nregions; i++)
         for (uint64_t g = img->ram.regions[i].gfn; g < img->ram.regions[i].gfn + img->ram.regions[i].pages; g++)
-            if ((img->digest.pages[g].lo | img->digest.pages[g].hi) ||
+            if (!rp_hash_is_zero(img->digest.pages[g]) ||
                 (img->doubtful && !rp_page_is_zero(rp_ram_page(&img->ram, g)))) {
                 memset(rp_ram_page(&img->ram, g), 0, RP_PAGE_SIZE);
                 rp_digest_update(&img->digest, g, (struct rp_hash128){0, 0});
@@ -586,7 +586,7 @@ const struct rp_digest *rp_image_digest(const struct rp_image *img)
 
 const struct rp_digest *rp_image_pages(const struct rp_image *img, const uint8_t vm_id[16])
 {
-    bool any = img->have_ram && (img->digest.sum.lo | img->digest.sum.hi) && !img->doubtful;
+    bool any = img->have_ram && !rp_hash_is_zero(img->digest.sum) && !img->doubtful;
     return any && memcmp(img->header.vm_id, vm_id, sizeof(img->header.vm_id)) == 0 ? &img->digest : NULL;
 }
 

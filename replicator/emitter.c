@@ -248,7 +248,7 @@ void rp_emitter_mark_held(const struct rp_emitter *m, struct rp_pageset *pages)
 {
     for (uint32_t i = 0; i < m->cfg.ram.nregions; i++)
         for (uint64_t g = m->cfg.ram.regions[i].gfn; g < m->cfg.ram.regions[i].gfn + m->cfg.ram.regions[i].pages; g++)
-            if (m->digest.pages[g].lo | m->digest.pages[g].hi)
+            if (!rp_hash_is_zero(m->digest.pages[g]))
                 rp_pageset_set(pages, g);
 }
 

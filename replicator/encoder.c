@@ -139,7 +139,7 @@ static uint32_t classify(struct worker *w, struct chunk *c)
             c->kind[i] = PAGE_SAME;
             continue;
         }
-        c->kind[i] = (h.lo | h.hi) == 0 ? PAGE_ZERO : PAGE_DATA;
+        c->kind[i] = rp_hash_is_zero(h) ? PAGE_ZERO : PAGE_DATA;
         rp_digest_update_delta(e->digest, c->gfns[i], h, &c->delta);
         travel++;
     }

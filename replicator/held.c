@@ -51,11 +51,6 @@ int rp_held_receive_ask(struct rp_conn *c, struct rp_held_ask *out, struct rp_er
     return 0;
 }
 
-static bool known(const struct rp_hash128 *h)
-{
-    return h->lo | h->hi;
-}
-
 static int send_run(struct rp_conn *c, const struct rp_digest *d, uint64_t gfn, uint32_t n, uint64_t until, struct rp_error *err)
 {
     uint8_t msg[RUN_BYTES];
@@ -76,9 +71,9 @@ int rp_held_send(struct rp_conn *c, const struct rp_digest *d, struct rp_error *
     uint64_t until = deadline(d->gfn_end);
     for (uint64_t gfn = 0; gfn < d->gfn_end;) {
         uint32_t n = 0;
-        while (gfn < d->gfn_end && !known(&d->pages[gfn]))
+        while (gfn < d->gfn_end && rp_hash_is_zero(d->pages[gfn]))
             gfn++;
-        while (gfn + n < d->gfn_end && n < RP_HELD_RUN && known(&d->pages[gfn + n]))
+        while (gfn + n < d->gfn_end && n < RP_HELD_RUN && !rp_hash_is_zero(d->pages[gfn + n]))
             n++;
         int rc = n ? send_run(c, d, gfn, n, until, err) : 0;
         if (rc < 0)

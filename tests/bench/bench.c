@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const char *bench_text(const struct bench_words *w, const char *key, const char *otherwise)
 {
@@ -38,6 +39,23 @@ double bench_best_ns(unsigned rounds, void (*fn)(void *ctx), void *ctx)
         best = ns < best ? ns : best;
     }
     return (double)best;
+}
+
+pid_t bench_child(void (*run)(const void *ctx, int ready_fd), const void *ctx)
+{
+    int fds[2];
+    char c;
+    if (pipe(fds) < 0)
+        abort();
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0)
+        run(ctx, fds[1]);
+    close(fds[1]);
+    if (pid < 0 || read(fds[0], &c, 1) != 1)
+        exit(1);
+    close(fds[0]);
+    return pid;
 }
 
 void bench_title(const char *title)

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct bench_words {
     int argc;
@@ -15,6 +16,9 @@ const char *bench_text(const struct bench_words *w, const char *key, const char 
 
 /* The shortest of `rounds` runs of fn(ctx), in ns: what it costs when nobody disturbs it. */
 double bench_best_ns(unsigned rounds, void (*fn)(void *ctx), void *ctx);
+/* Runs run(ctx, ready_fd), which does not return, in a process of its own, and waits until it has written a byte to ready_fd.
+ * Ends this process, too, when that one ends first. */
+pid_t bench_child(void (*run)(const void *ctx, int ready_fd), const void *ctx);
 /* Prints one row: what, figure, unit. */
 void bench_row(const char *what, double figure, const char *unit);
 void bench_title(const char *title);

@@ -54,7 +54,7 @@ static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram
     return out->base == MAP_FAILED ? rp_error_set(err, ENOMEM, "no memory for RAM") : 0;
 }
 
-static void standby(const struct rp_uri *uri, int ready_fd)
+static void standby(const void *uri, int ready_fd)
 {
     struct rp_error err = {0};
     struct rp_image_ops ops = {.ram = standby_ram};
@@ -71,23 +71,6 @@ static void standby(const struct rp_uri *uri, int ready_fd)
         die("standby", &outcome.why);
     rp_link_recv_destroy(r);
     _exit(0);
-}
-
-static pid_t start_standby(const struct rp_uri *uri)
-{
-    int fds[2];
-    char c;
-    if (pipe(fds) < 0)
-        abort();
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0)
-        standby(uri, fds[1]);
-    close(fds[1]);
-    if (pid < 0 || read(fds[0], &c, 1) != 1)
-        exit(1);
-    close(fds[0]);
-    return pid;
 }
 
 /* --- the primary --- */
@@ -150,7 +133,7 @@ static void one(const struct bench_words *w, const struct run *run, struct resul
     if (rp_uri_parse(run->uri, &link.uri, &err) < 0)
         die("uri", &err);
     uint64_t child0 = cpu_of(RUSAGE_CHILDREN);
-    pid_t pid = start_standby(&link.uri);
+    pid_t pid = bench_child(standby, &link.uri);
     struct synth *g = synth_make(&run->guest);
     uint64_t cpu0 = cpu_of(RUSAGE_SELF);
     if (rp_link_sink_create(&link, &sink, &held, &err) < 0 ||

@@ -38,38 +38,27 @@ static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram
     return out->base == MAP_FAILED ? rp_error_set(err, ENOMEM, "no memory for RAM") : 0;
 }
 
-static void standby(const struct rp_uri *uri, uint64_t staging_bytes, int ready_fd)
+struct standby_words {
+    const struct rp_uri *uri;
+    uint64_t staging_bytes;
+};
+
+static void standby(const void *ctx, int ready_fd)
 {
+    const struct standby_words *w = ctx;
     struct rp_error err = {0};
     struct rp_image_ops ops = {.ram = standby_ram};
     struct rp_link_recv_config cfg = {.vm_name = "synthetic", .timeout_ms = 20000};
     struct rp_link_outcome outcome;
     struct rp_listener *l;
     struct rp_link_recv *r;
-    if (rp_image_create(RP_IMAGE_STAGED, &ops, staging_bytes, &cfg.image, &err) < 0 || rp_listen(uri, &l, &err) < 0 ||
+    if (rp_image_create(RP_IMAGE_STAGED, &ops, w->staging_bytes, &cfg.image, &err) < 0 || rp_listen(w->uri, &l, &err) < 0 ||
         rp_link_recv_create(l, &cfg, &r, &err) < 0 || write(ready_fd, "", 1) != 1)
         die("standby", &err);
     while (rp_link_serve(r, &outcome, &err) == 0)
         if (outcome.end == RP_LINK_DAMAGED)
             die("standby", &outcome.why);
     die("standby", &err);
-}
-
-static pid_t start_standby(const struct rp_uri *uri, uint64_t staging_bytes)
-{
-    int fds[2];
-    char c;
-    if (pipe(fds) < 0)
-        abort();
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0)
-        standby(uri, staging_bytes, fds[1]);
-    close(fds[1]);
-    if (pid < 0 || read(fds[0], &c, 1) != 1)
-        exit(1);
-    close(fds[0]);
-    return pid;
 }
 
 /* --- the primary --- */
@@ -162,7 +151,7 @@ int bench_resync(const struct bench_words *w)
         if (rp_uri_parse(text, &uri, &err) < 0)
             die(text, &err);
         bench_title(u ? "a standby that comes back, tcp on loopback" : "a standby that comes back, unix socket");
-        pid_t pid = start_standby(&uri, (64u << 20) + guest.ram_bytes / 10);
+        pid_t pid = bench_child(standby, &(struct standby_words){&uri, (64u << 20) + guest.ram_bytes / 10});
         struct synth *g = synth_make(&guest);
         epoch = sync_once(g, &uri, epoch, false, &full);    /* memory is warm on both sides from here on */
         for (unsigned i = 0; i < rounds; i++) {
