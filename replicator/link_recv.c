@@ -127,17 +127,18 @@ static void control_ended(struct rp_link_recv *r, int rc, unsigned timeout_ms)
 }
 
 /* The answer to a beat carries how far the standby is: an acknowledgement that was lost with its path is not missed. */
-static int answer_beat(struct rp_link_recv *r, uint64_t clock)
+static struct rp_control_msg beats_answer(struct rp_link_recv *r, uint64_t clock)
 {
-    struct rp_control_msg m = {.type = RP_CTL_HEARTBEAT, .a = atomic_load(&r->epoch), .b = clock, .c = atomic_load(&r->frames)};
-    return rp_control_send(&r->control, &m);
+    return (struct rp_control_msg){.type = RP_CTL_HEARTBEAT, .a = atomic_load(&r->epoch), .b = clock, .c = atomic_load(&r->frames)};
 }
 
-static int answer_switch(struct rp_link_recv *r)
+/* A primary that has said goodbye and closed its end takes no answer; the goodbye is there to be read still, and if it said
+ * none, reading will tell. So an answer that cannot be sent ends nothing. */
+static void answer(struct rp_link_recv *r, struct rp_control_msg m)
 {
-    struct rp_control_msg m = {.type = RP_CTL_SWITCH};
-    r->switching = true;
-    return rp_control_send(&r->control, &m);
+    int rc = rp_control_send(&r->control, &m);
+    if (rc < 0)
+        rp_log(RP_LOG_DEBUG, "the primary could not be answered: %s", strerror(-rc));
 }
 
 /* Reads control messages until the session ends. */
@@ -159,12 +160,14 @@ static void serve_control(struct rp_link_recv *r)
         }
         r->heard_ns = rp_clock_ns();
         timeout_ms = usual;
-        if (m.type == RP_CTL_HEARTBEAT)
-            rc = answer_beat(r, m.a);
-        else if (m.type == RP_CTL_SWITCH)
-            rc = answer_switch(r);
-        else if (m.type == RP_CTL_BYE)
+        if (m.type == RP_CTL_HEARTBEAT) {
+            answer(r, beats_answer(r, m.a));
+        } else if (m.type == RP_CTL_SWITCH) {
+            r->switching = true;
+            answer(r, (struct rp_control_msg){.type = RP_CTL_SWITCH});
+        } else if (m.type == RP_CTL_BYE) {
             end_session(r, m.a == RP_BYE_FINAL ? RP_LINK_FINAL : m.a == RP_BYE_BROKEN ? RP_LINK_BROKEN : RP_LINK_STOPPED, NULL);
+        }
     }
     if (rc < 0)
         control_ended(r, rc, timeout_ms);
@@ -179,8 +182,8 @@ static void *tail_main(void *arg)
     int rc;
     do {
         rc = rp_control_recv(&r->control, &m, RP_CONN_FOREVER);
-        if (rc == 0 && m.type == RP_CTL_HEARTBEAT && answer_beat(r, m.a) < 0)
-            continue;           /* it has closed its end; what it said before may be there still */
+        if (rc == 0 && m.type == RP_CTL_HEARTBEAT)
+            answer(r, beats_answer(r, m.a));
         if (rc == 0 && m.type == RP_CTL_BYE && m.a != RP_BYE_FINAL)
             break;
     } while (rc == 0 || rc == -EINTR);

@@ -2,8 +2,11 @@
  * Engine → link → image, in one process over real sockets: commits are the standby's acknowledgements, a death is
  * noticed, a stranger gets nowhere, and the standby's image is always a whole epoch (INV-2).
  */
+#include "core/bytes.h"
 #include "core/fault.h"
+#include "replicator/control.h"
 #include "replicator/engine.h"
+#include "replicator/handshake.h"
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
 
@@ -124,6 +127,32 @@ Test(link, INV5_the_standby_goes_away)
     sink->ops->destroy(sink);
     rp_engine_destroy(e);
     fake_stop(&f);
+    standby_free(&s);
+}
+
+/* A beat and the goodbye behind it, from a primary that reads no answer any more: the goodbye is heard, it was no death. */
+Test(link, INV3_a_goodbye_behind_a_beat_is_heard)
+{
+    struct standby s;
+    struct rp_conn *c;
+    struct rp_welcome w;
+    struct rp_error err = {0};
+    const struct rp_secret key = {0};
+    const struct rp_held_ask no_pages = {.wanted = false};
+    const struct rp_hello hello = {.role = RP_LINK_CONTROL, .lanes = 1, .heartbeat_ms = 20, .vm_id = {7}, .vm_name = "fake"};
+    uint8_t words[2 * RP_CONTROL_BYTES] = {0};
+    rp_st32(words, RP_CTL_HEARTBEAT);
+    rp_st32(words + RP_CONTROL_BYTES, RP_CTL_BYE);
+    rp_st64(words + RP_CONTROL_BYTES + 8, RP_BYE_BROKEN);
+    standby_start(&s, "unix", "", TIMEOUT_MS);
+    cr_assert_eq(rp_connect(&s.uri, 5000, &c, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_handshake_connect(c, &key, &hello, &w, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_held_send_ask(c, &no_pages, &err), 0, "%s", err.text);
+    cr_assert_eq(shutdown(c->ops->poll_fd(c), SHUT_RD), 0);     /* its answers meet EPIPE */
+    cr_assert_eq(rp_conn_send(c, words, sizeof(words)), 0);
+    standby_join(&s);
+    cr_assert_eq(s.outcome.end, RP_LINK_BROKEN, "%s", s.outcome.why.text);
+    rp_conn_close(c);
     standby_free(&s);
 }
 
