@@ -198,7 +198,7 @@ static int new_entry(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_ram_config how = s->o->machine.ram;
     struct rp_entry_disks disks = {.ctx = s->replica, .disk = rp_replica_record, .disk_commit = rp_replica_commit, .disk_drop = rp_replica_drop};
-    how.populate = true;            /* ready to run at any moment */
+    how.populate = how.behind = true;       /* ready to run at any moment; the first epoch need not wait for it */
     free_image(s);
     int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &disks, &s->entry, err);
     if (rc == 0 && s->recv)

@@ -1,18 +1,23 @@
 /* Guest RAM: a memfd mapped region by region into one reserved range of addresses; see guest_ram.h. */
 #include "vmm/guest_ram.h"
 
+#include "core/log.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/memfd.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
 #define HUGE_BYTES (2ull << 20)
 #define DISCARD_STEP (64u << 10)
+#define POPULATE_STEP (4u << 20)        /* between two looks at whether to go on */
 #define SIZE_MAX_BYTES (1ull << 40)     /* 1 TiB: far beyond what is supported, keeps every sum below 2^63 */
 
 static void layout(struct rp_ram_view *view, uint64_t size_bytes)
@@ -116,9 +121,62 @@ static int map_region(const struct rp_guest_ram *ram, const struct rp_ram_region
     (void)madvise(want, len, MADV_DONTDUMP);
     if (cfg->thp)
         (void)madvise(want, len, MADV_HUGEPAGE);
-    if (cfg->populate && madvise(want, len, MADV_POPULATE_WRITE) != 0)
+    if (cfg->populate && !cfg->behind && madvise(want, len, MADV_POPULATE_WRITE) != 0)
         return rp_error_exit(err, RP_EXIT_HOST, errno, "guest RAM: populating %zu bytes: %m", len);
     return 0;
+}
+
+/* --- faulting in behind what is going on: with cold memory a GiB takes seconds, and whoever sends us pages would wait for it --- */
+
+struct rp_populator {
+    struct rp_ram_view view;
+    pthread_t thread;
+    _Atomic bool stop;
+};
+
+static void *populator_main(void *arg)
+{
+    struct rp_populator *p = arg;
+
+    for (uint32_t i = 0; i < p->view.nregions; i++) {
+        uint8_t *at = p->view.base + (p->view.regions[i].gfn << RP_PAGE_SHIFT);
+
+        for (size_t left = (size_t)(p->view.regions[i].pages << RP_PAGE_SHIFT), n; left > 0 && !atomic_load(&p->stop); at += n, left -= n) {
+            n = left < POPULATE_STEP ? left : POPULATE_STEP;
+            if (madvise(at, n, MADV_POPULATE_WRITE) != 0) {
+                rp_log(RP_LOG_WARN, "guest RAM: %zu MiB of it are not populated: %m", left >> 20);
+                return NULL;
+            }
+        }
+    }
+    return NULL;
+}
+
+static int populate_behind(struct rp_guest_ram *ram, struct rp_error *err)
+{
+    struct rp_populator *p = calloc(1, sizeof(*p));
+    int rc;
+
+    if (!p)
+        return rp_error_set(err, ENOMEM, "guest RAM: no memory for the thread that populates it");
+    p->view = ram->view;
+    rc = pthread_create(&p->thread, NULL, populator_main, p);
+    if (rc != 0) {
+        free(p);
+        return rp_error_set(err, rc, "guest RAM: no thread to populate it");
+    }
+    pthread_setname_np(p->thread, "populate");
+    ram->populator = p;
+    return 0;
+}
+
+static void end_populating(struct rp_guest_ram *ram)
+{
+    if (!ram->populator)
+        return;
+    atomic_store(&ram->populator->stop, true);
+    pthread_join(ram->populator->thread, NULL);
+    free(ram->populator);
 }
 
 int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg, struct rp_error *err)
@@ -149,6 +207,9 @@ int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg,
         if (rc < 0)
             goto undo_map;
     }
+    rc = cfg->populate && cfg->behind ? populate_behind(ram, err) : 0;
+    if (rc < 0)
+        goto undo_map;
     return 0;
 
 undo_map:
@@ -165,6 +226,7 @@ void rp_guest_ram_fini(struct rp_guest_ram *ram)
 {
     if (!ram->view.base)
         return;
+    end_populating(ram);
     munmap(ram->view.base, (size_t)(ram->view.gfn_end << RP_PAGE_SHIFT));
     close(ram->memfd);
     rp_pageset_fini(&ram->device_dirty);

@@ -28,10 +28,13 @@ static inline rp_gpa_t rp_gpa(uint64_t v) { return (rp_gpa_t){v}; }
 struct rp_ram_config {
     uint64_t size_bytes;    /* multiple of 4,096; of the huge page size with hugetlb */
     bool populate;          /* fault everything in now */
+    bool behind;            /* with populate: by a thread of its own, while the RAM is in use; what it cannot do is logged */
     bool thp;               /* madvise/shmem huge pages where the host allows */
     bool hugetlb;           /* MFD_HUGETLB, 2 MiB */
     bool overcommit;        /* more than the host has */
 };
+
+struct rp_populator;        /* the thread, private to guest_ram.c */
 
 struct rp_guest_ram {
     struct rp_ram_view view;
@@ -40,6 +43,7 @@ struct rp_guest_ram {
     uint64_t size_bytes;
     struct rp_pageset device_dirty;     /* atomic: pages the host wrote since the last harvest */
     _Atomic bool track;                 /* device_dirty is kept; rp_ram_track */
+    struct rp_populator *populator;     /* NULL: there is none */
     bool keep;                          /* machine lock: nothing is discarded; rp_ram_keep */
 };
 

@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct rp_guest_ram ram;
 
@@ -48,6 +49,25 @@ Test(guest_ram, sixty_four_gib_are_sparse, .fini = drop)
     cr_assert_leq(held(&first), 512u, "a huge page at most");
     cr_assert(rp_ram_at(&ram, rp_gpa(RP_RAM_HIGH_START + (61ull << 30) - 4096), 4096) != NULL);
     cr_assert_null(rp_ram_at(&ram, rp_gpa(RP_RAM_HIGH_START + (61ull << 30) - 4096), 4097));
+}
+
+/* Populated behind what is written into it: nothing of that is lost, all of it is there in the end, and going earlier is no harm. */
+Test(guest_ram, it_is_populated_while_it_is_used)
+{
+    struct rp_ram_config cfg = {.size_bytes = 256ull << 20, .populate = true, .behind = true};
+    struct rp_error err = {0};
+    uint64_t first;
+
+    for (unsigned early = 0; early < 2; early++) {
+        cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), 0, "%s", err.text);
+        for (uint64_t at = 255ull << 20; at > 0; at -= 1 << 20)
+            memset(rp_ram_at(&ram, rp_gpa(at), 100), 5, 100);
+        while (!early && held(&first) < ram.view.pages)
+            usleep(1000);
+        for (uint64_t at = 255ull << 20; at > 0; at -= 1 << 20)
+            cr_assert_eq(*(uint8_t *)rp_ram_at(&ram, rp_gpa(at + 99), 1), 5);
+        drop();
+    }
 }
 
 Test(guest_ram, what_it_holds_is_what_was_written_and_not_given_back, .fini = drop)
