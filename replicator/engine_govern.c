@@ -127,11 +127,13 @@ static void carry_out(struct rp_engine *e)
     atomic_store(&e->cpu_permille, (uint64_t)(g->cpu * 1000));
 }
 
+/* A single epoch, too: a guest that dirties more than its sink takes is slowed down until the cut fits. But nobody's outputs wait for
+ * it, and so it may take as long as it takes. */
 int rp_engine_govern(struct rp_engine *e, bool now, struct rp_error *err)
 {
     struct rp_sample s;
     uint64_t t = rp_clock_ns();
-    if (e->kind != RP_RUN_CONTINUOUS || (!now && t - e->governed_ns < RP_GOVERNOR_NS))
+    if (e->kind == RP_RUN_FINAL || (!now && t - e->governed_ns < RP_GOVERNOR_NS))
         return 0;
     e->governed_ns = t;
     sample(e, t, &s);
@@ -143,7 +145,7 @@ int rp_engine_govern(struct rp_engine *e, bool now, struct rp_error *err)
     tell_cow(e, t);
     tell_codec(e, RP_CODEC_LZ4, t);
     tell_codec(e, RP_CODEC_DELTA, t);
-    if (e->governor.pressure != RP_PRESSURE_LOST)
+    if (e->governor.pressure != RP_PRESSURE_LOST || e->kind != RP_RUN_CONTINUOUS)
         return 0;
     return rp_error_set(err, ETIMEDOUT, "%s", e->governor.why_lost);
 }

@@ -18,7 +18,7 @@ struct receiver {
     pthread_t thread;
     struct rp_ram_view ram;
     struct rp_image *image;
-    unsigned epochs;
+    unsigned epochs, slow_us;       /* slow_us: so long it takes for a record */
     struct rp_error err;
     int rc;
 };
@@ -44,20 +44,23 @@ static void *receiver_main(void *arg)
         if (r->rc < 0)
             break;
         r->epochs += r->rc == 1;
+        if (r->slow_us)
+            usleep(r->slow_us);
     }
     rp_stream_reader_destroy(reader);
     return NULL;
 }
 
-static void receiver_start(struct receiver *r, int fd)
+static void receiver_start(struct receiver *r, int fd, unsigned slow_us)
 {
-    *r = (struct receiver){.fd = fd};
+    *r = (struct receiver){.fd = fd, .slow_us = slow_us};
     struct rp_image_ops ops = {.ctx = r, .ram = receiver_ram};
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &r->image, NULL), 0);
     pthread_create(&r->thread, NULL, receiver_main, r);
 }
 
 static uint64_t written_bytes;      /* by the guest of the last run_pair */
+static unsigned receiver_slow_us;   /* of the next run_pair's receiver */
 
 static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, unsigned bytes, unsigned burst,
                      unsigned pause_us, unsigned ms, unsigned min_epochs, struct rp_engine_stats *stats)
@@ -68,7 +71,7 @@ static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, 
     int fds[2];
     cr_assert_eq(pipe(fds), 0);
     fake_start(&f, bytes, burst, pause_us);
-    receiver_start(&r, fds[0]);
+    receiver_start(&r, fds[0], receiver_slow_us);
     struct rp_sink *sink;
     struct rp_engine *e;
     cr_assert_eq(rp_sink_fd_create(fds[1], false, &sink, &err), 0);
@@ -111,6 +114,15 @@ Test(engine, once_gives_one_full_epoch)
 {
     run_pair(RP_RUN_ONCE, &(struct rp_engine_config){0}, 64, 50, 200, 0, 1, &stats);
     cr_assert_eq(stats.committed, 1);
+}
+
+/* The guest dirties all its pages in the time in which the sink takes some: slowed down, it is cut all the same. */
+Test(engine, once_ends_however_slow_the_sink_is)
+{
+    struct rp_engine_config cfg = {.memory_bytes = 2048 * RP_PAGE_SIZE};
+    receiver_slow_us = 5000;
+    run_pair(RP_RUN_ONCE, &cfg, 1024, 300, 500, 0, 1, &stats);
+    cr_assert_gt(stats.cuts_put_off, 0, "the guest was not too fast");
 }
 
 Test(engine, final_stands_still_and_equals_the_source)
