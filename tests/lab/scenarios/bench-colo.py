@@ -11,7 +11,8 @@ import shutil
 TIMEOUT_S = 900
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 ROWS = (("gap_p50_ms", "pause p50, ms", False), ("gap_p99_ms", "pause p99, ms", False), ("pages_s", "guest progress, pages/s", True),
-        ("epochs_s", "committed epochs/s", True), ("takeover_ms", "death detected to running, ms", False), ("cpu", "CPU of the pair, cores", False))
+        ("epochs_s", "committed epochs/s", True), ("takeover_ms", "death detected to running, ms", False),
+        ("cpu", "CPU of the pair, cores", False))
 
 
 def run(lab):
@@ -19,7 +20,8 @@ def run(lab):
     (a,) = lab.hosts("a", cpus=2)
     for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/lab/lab/qmp.py"):
         shutil.copy(path, lab.shared / path.name)
-    scaled = {"rates": "1000,50000,200000", "ram": 1024, "ws": 256, "gap": 200} if lab.native else {"rates": "1000,20000", "ram": 64, "ws": 32, "gap": 1000}
+    scaled = {"rates": "1000,50000,200000", "ram": 1024, "ws": 256, "gap": 200, "heartbeat": 20} if lab.native else \
+        {"rates": "1000,20000", "ram": 64, "ws": 32, "gap": 1000, "heartbeat": 200}
     words = [f"{key}={lab.word(key, value)}" for key, value in {"seconds": 5, "transports": "unix,tcp", "monitors": "reprise,colo", "epoch": 20,
                                                                 "capture": "auto", **scaled}.items()]
     output = a.run(f"python3 /mnt/shared/pair.py /mnt/build {' '.join(words)}", timeout_s=800).output
@@ -35,6 +37,10 @@ def run(lab):
                 continue
             ratio = ours[key] / theirs[key] if more_is_better else theirs[key] / ours[key]
             lab.log(f"x{ratio:.2f}  {transport}, {asked} pages/s, {what}: reprise {ours[key]:.2f}, COLO {theirs[key]:.2f}")
+        if ours.get("failover_ms"):
+            lab.log(f"       {transport}, {asked} pages/s, killed to running: reprise {ours['failover_ms']:.1f} ms")
+        if ours.get("unprotected_pages_s"):
+            lab.log(f"x{ours['pages_s'] / ours['unprotected_pages_s']:.3f}  {transport}, {asked} pages/s, guest progress: reprise beside itself unprotected")
     failed = [f"{case['monitor']} {case['transport']} {case['asked']}: {case['failed']}" for both in cases.values()
               for case in both.values() if "failed" in case]
     lab.check(not failed, "; ".join(failed))
