@@ -6,15 +6,20 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #define RETRY_NS 1000000000u
 
-void rp_doors_init(struct rp_doors *d, struct rp_listener *l)
+int rp_doors_init(struct rp_doors *d, struct rp_listener *l, struct rp_error *err)
 {
     struct rp_error why = {0};
-    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}};
+    int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (wake_fd < 0)
+        return rp_error_set(err, errno, "no descriptor to wake whoever listens: %s", strerror(errno));
+    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}, .wake_fd = wake_fd};
     if (l->uri.scheme != RP_URI_RDMA)
-        return;
+        return 0;
     struct rp_door *spare = &d->doors[1];
     spare->uri = l->uri;
     spare->uri.scheme = RP_URI_TCP;
@@ -22,6 +27,7 @@ void rp_doors_init(struct rp_doors *d, struct rp_listener *l)
         rp_log(RP_LOG_WARN, "%s: should rdma break, there is no other way here", why.text);
     else
         d->n = 2;
+    return 0;
 }
 
 void rp_doors_fini(struct rp_doors *d)
@@ -30,7 +36,8 @@ void rp_doors_fini(struct rp_doors *d)
         rp_listener_close(d->doors[i].listener);
     while (d->waiting)
         rp_conn_close(d->hall[--d->waiting].conn);
-    *d = (struct rp_doors){0};
+    close(d->wake_fd);
+    *d = (struct rp_doors){.wake_fd = -1};
 }
 
 static void reopen(struct rp_door *door)
@@ -82,10 +89,18 @@ static void show_out(struct rp_doors *d)
     }
 }
 
+void rp_doors_wake(struct rp_doors *d)
+{
+    if (eventfd_write(d->wake_fd, 1) < 0) {
+        /* it counts to 2^64: whoever polls is awake */
+    }
+}
+
 int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
 {
-    struct pollfd fds[2 + RP_HALL_MAX];
+    struct pollfd fds[2 + RP_HALL_MAX + 1];
     unsigned n = d->n;
+    eventfd_t woken;
     show_out(d);
     for (unsigned i = 0; i < d->n; i++) {
         struct rp_door *door = &d->doors[i];
@@ -94,7 +109,8 @@ int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
     }
     for (unsigned i = 0; i < d->waiting; i++)
         fds[n++] = (struct pollfd){.fd = d->hall[i].conn->ops->poll_fd(d->hall[i].conn), .events = POLLIN};
-    if (poll(fds, n, timeout_ms) <= 0)
+    fds[n] = (struct pollfd){.fd = d->wake_fd, .events = POLLIN};
+    if (poll(fds, n + 1, timeout_ms) <= 0 || (fds[n].revents && eventfd_read(d->wake_fd, &woken) == 0))
         return -EAGAIN;
     for (unsigned i = 0; i < d->waiting; i++)
         if (fds[d->n + i].revents) {

@@ -21,12 +21,15 @@ struct rp_doors {
     unsigned n;
     struct { struct rp_conn *conn; uint64_t since_ns; } hall[RP_HALL_MAX];  /* oldest first */
     unsigned waiting;
+    int wake_fd;
 };
 
-/* Owns the listener. A tcp door that cannot be opened beside it is a warning. */
-void rp_doors_init(struct rp_doors *d, struct rp_listener *l);
+/* Owns the listener; on failure it stays the caller's. A tcp door that cannot be opened beside it is a warning. */
+int rp_doors_init(struct rp_doors *d, struct rp_listener *l, struct rp_error *err) RP_MUST_CHECK;
 void rp_doors_fini(struct rp_doors *d);
 /* Waits up to timeout_ms for a connection that has something to say. -EAGAIN. */
 int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out) RP_MUST_CHECK;
+/* Any thread: whoever is in accept, or comes there next, leaves at once with -EAGAIN. */
+void rp_doors_wake(struct rp_doors *d);
 
 #endif

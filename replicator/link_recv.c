@@ -14,7 +14,7 @@
 #include <stdlib.h>
 
 #define OPENING_MS 10000        /* from the control connection's opening to the primary's first heartbeat */
-#define ACCEPT_POLL_MS 50       /* between two looks at whether to stop */
+#define ACCEPT_POLL_MS 50       /* between two times that whoever waits is told so (rp_link_recv_config.alone) */
 #define REPORT_BYTES (RP_FRAME_WINDOW / 8)  /* taken without an epoch's end: the primary is told, so that it can go on */
 
 struct rp_link_recv {
@@ -57,6 +57,7 @@ static void end_session(struct rp_link_recv *r, enum rp_link_end end, const stru
     }
     pthread_mutex_unlock(&r->lock);
     rp_control_interrupt(&r->control);
+    rp_doors_wake(&r->doors);
 }
 
 /* --- frames: from lanes' threads, one at a time --- */
@@ -442,6 +443,7 @@ void rp_link_cancel(struct rp_link_recv *r)
     if (r->guest)
         rp_conn_shutdown(r->guest);
     pthread_mutex_unlock(&r->lock);
+    rp_doors_wake(&r->doors);
 }
 
 int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config *cfg, struct rp_link_recv **out, struct rp_error *err)
@@ -454,7 +456,12 @@ int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config 
         free(r);
         return rc;
     }
-    rp_doors_init(&r->doors, l);
+    rc = rp_doors_init(&r->doors, l, err);
+    if (rc < 0) {
+        rp_control_fini(&r->control);
+        free(r);
+        return rc;
+    }
     r->cfg = *cfg;
     atomic_store(&r->over, true);
     pthread_mutex_init(&r->lock, NULL);

@@ -11,7 +11,7 @@ from lab.bench import Comparison
 
 TIMEOUT_S = 400
 GUEST = "/mnt/build/guests/idle.elf"
-QEMU = ("qemu-system-x86_64 -accel kvm -cpu host -M microvm,pit=off,rtc=on,pcie=off -nodefaults -display none -no-reboot"
+QEMU = ("qemu-system-x86_64 -accel kvm -cpu host,-arch-capabilities -M microvm,pit=off,rtc=on,pcie=off -nodefaults -display none -no-reboot"
         " -object memory-backend-memfd,id=ram,size=128M,share=on -m 128 -machine memory-backend=ram"
         " -device isa-debug-exit,iobase=0xf4,iosize=1 -kernel {guest} -append '{append}'")
 REPRISE = "reprise run --name bench --memory 128M --kernel {guest} --append '{append}' {options}"
