@@ -121,7 +121,7 @@ class Reprise(Case):
                              "--append", self.append, "--rng", "off", "--balloon", "off", "--populate", "--serial", "null")
         until(lambda: self.runs(primary), "the guest runs")
         bare = self.measure(primary)
-        said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{self.words['epoch']}ms", "--heartbeat",
+        said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{int(self.words['epoch'] * 1000)}us", "--heartbeat",
                                f"{self.words['heartbeat']}ms",
                                "--capture", self.words["capture"]],
                               env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -182,7 +182,7 @@ class Colo(Case):
 
 def main(arguments):
     build = pathlib.Path(arguments[0]).resolve()
-    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20, "gap": 500,
+    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20.0, "gap": 500,
              "heartbeat": 200, "capture": "auto"}
     for word in arguments[1:]:
         key, _, value = word.partition("=")

@@ -22,7 +22,7 @@ def run(lab):
         shutil.copy(path, lab.shared / path.name)
     scaled = {"rates": "1000,50000,200000", "ram": 1024, "ws": 256, "gap": 200, "heartbeat": 20} if lab.native else \
         {"rates": "1000,20000", "ram": 64, "ws": 32, "gap": 1000, "heartbeat": 200}
-    words = [f"{key}={lab.word(key, value)}" for key, value in {"seconds": 5, "transports": "unix,tcp", "monitors": "reprise,colo", "epoch": 20,
+    words = [f"{key}={lab.word(key, value)}" for key, value in {"seconds": 5, "transports": "unix,tcp", "monitors": "reprise,colo", "epoch": 20.0,
                                                                 "capture": "auto", **scaled}.items()]
     output = a.run(f"python3 /mnt/shared/pair.py /mnt/build {' '.join(words)}", timeout_s=800).output
     cases = {}
