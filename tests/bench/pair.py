@@ -44,7 +44,7 @@ class Case:
         self.environment = dict(os.environ, REPRISE_RUNTIME_DIR=str(self.directory))
         self.port = 23000 + number
         self.processes = []
-        self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill=random gap={words['gap']}us"
+        self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill={words.get('fill', 'random')} gap={words['gap']}us"
 
     def start(self, *command, **environment):
         log = open(self.directory / f"{len(self.processes)}.log", "wb")
@@ -110,6 +110,13 @@ class Case:
 
 
 class Reprise(Case):
+    def primary(self):
+        process = self.start(self.build / "reprise", "run", "--name", "pair", "--memory", f"{self.words['ram']}M", "--kernel",
+                             self.build / "guests/dirtier.elf", "--append", self.append, "--rng", "off", "--balloon", "off", "--populate",
+                             "--serial", "null")
+        until(lambda: self.runs(process), "the guest runs")
+        return process
+
     def run(self):
         uri = f"unix:{self.directory}/link" if self.transport == "unix" else f"tcp://127.0.0.1:{self.port}"
         command = self.build / "reprise"
@@ -117,9 +124,7 @@ class Reprise(Case):
         there.mkdir()
         standby = self.start(command, "standby", "--listen", uri, "--name", "pair", "--lease", "none", "--serial", "null",
                              REPRISE_RUNTIME_DIR=str(there))
-        primary = self.start(command, "run", "--name", "pair", "--memory", f"{self.words['ram']}M", "--kernel", self.build / "guests/dirtier.elf",
-                             "--append", self.append, "--rng", "off", "--balloon", "off", "--populate", "--serial", "null")
-        until(lambda: self.runs(primary), "the guest runs")
+        primary = self.primary()
         bare = self.measure(primary)
         said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{int(self.words['epoch'] * 1000)}us", "--heartbeat",
                                f"{self.words['heartbeat']}ms",
@@ -180,13 +185,19 @@ class Colo(Case):
         return figures
 
 
-def main(arguments):
-    build = pathlib.Path(arguments[0]).resolve()
-    words = {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20.0, "gap": 500,
-             "heartbeat": 200, "capture": "auto"}
-    for word in arguments[1:]:
+def words_of(arguments, defaults):
+    """name=value of the command line over the defaults, in their types."""
+    words = dict(defaults)
+    for word in arguments:
         key, _, value = word.partition("=")
         words[key] = type(words[key])(value)
+    return words
+
+
+def main(arguments):
+    build = pathlib.Path(arguments[0]).resolve()
+    words = words_of(arguments[1:], {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20.0, "gap": 500,
+             "heartbeat": 200, "capture": "auto"})
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("pair.py: /dev/kvm is not here: tests/lab/run bench-colo has one", file=sys.stderr)
         return 4

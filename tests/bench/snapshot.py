@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""One whole snapshot of a running dirtier guest into a file in memory: reprise checkpoint beside Debian QEMU's `migrate exec:cat`.
+
+    snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random]
+
+Prints one line of JSON per case and round: seconds, MiB/s of guest RAM, the guest's longest gap meanwhile in ms (QEMU leaves it standing:
+it is told to go on as soon as it says that it is done), bytes of the file. Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
+"""
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pair
+from qmp import Qmp, QmpError
+
+
+class Reprise(pair.Reprise):
+    def run(self):
+        self.guest = self.primary()
+        return self
+
+    def snapshot(self, file):
+        said = subprocess.run([self.build / "reprise", "checkpoint", "pair", f"file:{file}"], env=self.environment, capture_output=True, text=True,
+                              check=False, timeout=pair.PATIENCE_S)
+        if said.returncode:
+            raise RuntimeError(said.stderr)
+
+
+class Qemu(pair.Colo):
+    def run(self):
+        self.guest = self.monitor("primary")
+        self.qmp = Qmp(self.directory / "primary.qmp")
+        pair.until(lambda: self.runs(self.guest), "the guest runs")
+        self.qmp.command("migrate-set-parameters", max_bandwidth=10 << 30)
+        return self
+
+    def snapshot(self, file):
+        self.qmp.command("migrate", uri=f"exec:cat > {file}")
+        while self.qmp.command("query-migrate").get("status") not in ("completed", "failed"):
+            time.sleep(0.005)
+        if self.qmp.command("query-migrate")["status"] == "failed":
+            raise RuntimeError("QEMU: the migration failed")
+        self.qmp.command("cont")
+
+
+def measure(case, file):
+    before = case.probe(case.guest)
+    began = time.monotonic()
+    case.snapshot(file)
+    took = time.monotonic() - began
+    time.sleep(0.5)
+    after = case.probe(case.guest)
+    seen = int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])
+    bytes_written = file.stat().st_size
+    file.unlink()
+    return {"seconds": took, "mib_s": case.words["ram"] / took, "gap_ms": max(after["gaps"][-seen:]) if seen else 0.0, "file_bytes": bytes_written}
+
+
+def main(arguments):
+    words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200, "fill": "random"})
+    for rate in map(int, words["rates"].split(",")):
+        for monitor in words["monitors"].split(","):
+            case = {"reprise": Reprise, "qemu": Qemu}[monitor](pathlib.Path(arguments[0]).resolve(), words, "file", rate, 0)
+            file = pathlib.Path("/dev/shm") / f"{case.directory.name}.snapshot"
+            for turn in range(words["rounds"]):
+                try:
+                    figures = measure(case if turn else case.run(), file)
+                except (TimeoutError, RuntimeError, QmpError, KeyError, subprocess.TimeoutExpired) as error:
+                    figures = {"failed": f"{type(error).__name__}: {error}", "log": case.logs()}
+                print(json.dumps({"monitor": monitor, "rate": rate, **figures}), flush=True)
+                if "failed" in figures:
+                    break
+            case.end()
+            file.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
