@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #define OPENING_MS 10000        /* from the control connection's opening to the primary's first heartbeat */
+#define GOODBYE_NS 1000000000u  /* a primary that was refused may take so long to say goodbye */
 #define ACCEPT_POLL_MS 50       /* between two times that whoever waits is told so (rp_link_recv_config.alone) */
 #define REPORT_BYTES (RP_FRAME_WINDOW / 8)  /* taken without an epoch's end: the primary is told, so that it can go on */
 
@@ -29,6 +30,7 @@ struct rp_link_recv {
     uint64_t reported;          /* feeding thread: bytes of frames that the primary knows were taken */
     _Atomic uint64_t epoch;     /* newest applied in this session, 0: none */
     _Atomic uint64_t frames;    /* taken in this session */
+    _Atomic uint64_t refused_ns;    /* when what came was refused; 0: it was not */
     _Atomic bool over;          /* the session has ended: `outcome` says how */
     _Atomic bool cancelled;
     bool switching;             /* serving thread: RP_CTL_SWITCH came */
@@ -38,23 +40,27 @@ struct rp_link_recv {
     pthread_mutex_t lock;       /* everything below */
     pthread_cond_t change;
     bool answered, tail_over;   /* the source knows that the VM runs here; its connection has ended */
-    struct rp_link_outcome outcome;
+    struct rp_link_outcome outcome;     /* end 0: nothing has ended it */
     struct rp_conn *guest;      /* its handshake goes on */
 };
 
-/* Ends the session once; the first reason counts. */
+/* Why the session ends; the first reason counts. Lock held. */
+static void note_end(struct rp_link_recv *r, enum rp_link_end end, const struct rp_error *why)
+{
+    if (r->outcome.end)
+        return;
+    r->outcome.end = end;
+    r->outcome.detected_ns = rp_clock_ns();
+    if (why)
+        r->outcome.why = *why;
+}
+
 static void end_session(struct rp_link_recv *r, enum rp_link_end end, const struct rp_error *why)
 {
     pthread_mutex_lock(&r->lock);
-    if (!atomic_load(&r->over)) {
-        r->outcome.end = end;
-        r->outcome.detected_ns = rp_clock_ns();
-        if (why)
-            r->outcome.why = *why;
-        atomic_store(&r->over, true);
-        if (r->guest)
-            rp_conn_shutdown(r->guest);
-    }
+    note_end(r, end, why);
+    if (!atomic_exchange(&r->over, true) && r->guest)
+        rp_conn_shutdown(r->guest);
     pthread_mutex_unlock(&r->lock);
     rp_control_interrupt(&r->control);
     rp_doors_wake(&r->doors);
@@ -98,13 +104,24 @@ static int on_taken(void *ctx, uint64_t number, uint64_t bytes, bool epoch, stru
     return 0;
 }
 
+/* The primary is told, and its goodbye is the answer: until it has come the lanes stay, for their end would be the news that comes
+ * first, and a link that breaks is another story than an epoch that is refused. */
 static void on_refused(void *ctx, int rc, const struct rp_error *why)
 {
     struct rp_link_recv *r = ctx;
     struct rp_control_msg m = {.type = RP_CTL_REFUSED, .a = (uint64_t)-rc};
-    end_session(r, RP_LINK_DAMAGED, why);       /* first: the primary's answer is a goodbye, and the first reason counts */
+    pthread_mutex_lock(&r->lock);
+    note_end(r, RP_LINK_DAMAGED, why);
+    pthread_mutex_unlock(&r->lock);
+    atomic_store(&r->refused_ns, rp_clock_ns());
     if (rp_control_send(&r->control, &m) < 0)
-        rp_log(RP_LOG_INFO, "the primary could not be told that its epoch was refused");
+        end_session(r, RP_LINK_DAMAGED, why);
+}
+
+static bool waits_in_vain(const struct rp_link_recv *r)
+{
+    uint64_t at = atomic_load(&r->refused_ns);
+    return at && rp_clock_ns() - at > GOODBYE_NS;
 }
 
 /* A primary that dies takes all its connections with it, and the control connection's end tells the story. Should it live,
@@ -148,7 +165,7 @@ static void serve_control(struct rp_link_recv *r)
     unsigned usual = r->cfg.timeout_ms ? r->cfg.timeout_ms : r->primary.heartbeat_ms * 4, timeout_ms = OPENING_MS;
     struct rp_control_msg m;
     int rc = 0;
-    while (rc == 0 && !atomic_load(&r->over)) {
+    while (rc == 0 && !atomic_load(&r->over) && !waits_in_vain(r)) {
         rc = rp_control_recv(&r->control, &m, (int)timeout_ms);
         if (rc == -EINTR)
             return;
@@ -172,6 +189,8 @@ static void serve_control(struct rp_link_recv *r)
     }
     if (rc < 0)
         control_ended(r, rc, timeout_ms);
+    else if (waits_in_vain(r))
+        end_session(r, RP_LINK_DAMAGED, NULL);
 }
 
 /* After FINAL: the beat goes on while the VM is entered here, until the source knows that it runs. What it said on both
@@ -366,6 +385,7 @@ static int begin(struct rp_link_recv *r, struct rp_error *err)
     r->switching = false;
     atomic_store(&r->epoch, 0);
     atomic_store(&r->frames, 0);
+    atomic_store(&r->refused_ns, 0);
     atomic_store(&r->over, false);
     int rc = rp_gather_create(&events, &r->gather, err);
     if (rc < 0)

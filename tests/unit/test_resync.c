@@ -24,8 +24,8 @@ static struct rp_protect_status status;
 static struct standby standby;
 static _Atomic unsigned stale;          /* how often a primary has said that what is held is so */
 static _Atomic bool closing;
-static _Atomic bool disown_fails;
-static unsigned retry_ms = 20;          /* between a loss and the next attempt, of a primary made later */
+static _Atomic bool disown_fails, disown_waits;
+#define RETRY_MS 20         /* between a loss and the next attempt */
 
 static void on_stale(void *ctx)
 {
@@ -75,6 +75,8 @@ static void arm(const char *fault)
 static int on_disown(void *ctx, struct rp_error *err)
 {
     (void)ctx;
+    while (atomic_load(&disown_waits))
+        usleep(1000);
     return atomic_load(&disown_fails) ? rp_error_set(err, EIO, "the storage is gone") : 0;
 }
 
@@ -83,7 +85,7 @@ static struct rp_protect *protect(bool quiet)
 {
     struct rp_protect *p;
     struct rp_error err = {0};
-    struct rp_protect_config cfg = {.link = {.uri = standby.uri, .timeout_ms = 20000}, .engine.goal.epoch_ns = 2000000, .retry_ms = retry_ms};
+    struct rp_protect_config cfg = {.link = {.uri = standby.uri, .timeout_ms = 20000}, .engine.goal.epoch_ns = 2000000, .retry_ms = RETRY_MS};
     cfg.owner.disown = on_disown;
     fake_start(&fake, 64, quiet ? 0 : 1, quiet ? 50000 : 1000);
     pthread_mutex_lock(&fake.run);
@@ -244,12 +246,13 @@ Test(resync, INV2_a_busy_guest_and_a_link_that_breaks)
 static void fails_at(const char *fault, uint64_t staging_bytes, uint64_t change, unsigned resyncs)
 {
     serve("unix", staging_bytes);
-    retry_ms = 1000;            /* the point is armed before the next attempt */
     struct rp_protect *p = protect(true);
     wait_protected(p, 0);
+    atomic_store(&disown_waits, true);      /* the point is armed before the next attempt */
     cut_link(p, 1);
     write_pages(change);
     arm(fault);
+    atomic_store(&disown_waits, false);
     for (unsigned ms = 0; ms < LONG_MS && !rp_fault_fired(); ms++)
         usleep(1000);
     cr_assert(rp_fault_fired(), "%s was not reached", fault);
