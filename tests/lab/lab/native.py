@@ -65,7 +65,7 @@ class NativeHost:
         self.agent = LocalAgent(self._first(), self.rootless, lambda text: self.lab.log_host(self, text), ["--mount", "--pid"])
         for index, network in enumerate(NETWORKS):
             self._plug(index, network)
-        self.agent.enter += ["env", f"PATH=/mnt/build:{os.environ['PATH']}"]
+        self.agent.enter += ["env", "-C", "/tmp", f"PATH=/mnt/build:{os.environ['PATH']}"]
 
     def _plug(self, index, network):
         """The cable of one interface: a process outside of the host, so that a host without power is silent at once."""
