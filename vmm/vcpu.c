@@ -2,6 +2,7 @@
 #include "vmm/vcpu.h"
 
 #include "core/clock.h"
+#include "core/log.h"
 #include "vmm/vcpu_state.h"
 
 #include <errno.h>
@@ -80,6 +81,18 @@ static void fail_internal(struct rp_vcpu *v)
     fail(v, text);
 }
 
+/* A triple fault starts the guest anew and leaves nothing else behind: where it was is for whoever looks for the reason. */
+static void tell_fault(const struct rp_vcpu *v)
+{
+    struct kvm_regs r;
+    struct kvm_sregs s;
+
+    if (ioctl(v->fd, KVM_GET_REGS, &r) < 0 || ioctl(v->fd, KVM_GET_SREGS, &s) < 0)
+        return;
+    rp_log(RP_LOG_WARN, "vCPU %u: triple fault at 0x%llx (cs 0x%x, rsp 0x%llx, rflags 0x%llx, cr0 0x%llx, cr2 0x%llx, cr3 0x%llx, cr4 0x%llx, "
+           "efer 0x%llx, idt 0x%llx)", v->index, r.rip, s.cs.selector, r.rsp, r.rflags, s.cr0, s.cr2, s.cr3, s.cr4, s.efer, s.idt.base);
+}
+
 /* Serves one exit. False: this vCPU does not go on (now). */
 static bool serve(struct rp_vcpu *v)
 {
@@ -99,6 +112,7 @@ static bool serve(struct rp_vcpu *v)
         v->gang->cfg.ops.ring_full(v->gang->cfg.ops.ctx, v->index);
         return true;
     case KVM_EXIT_SHUTDOWN:
+        tell_fault(v);
         end(v);
         v->gang->cfg.ops.shutdown(v->gang->cfg.ops.ctx, v->index);
         return false;

@@ -1,7 +1,7 @@
 """Two processes, one guest, there and back: whichever lets go of it (`--then standby`) is its next standby, and is sent what differs.
 
 Issue "the main job", after. rounds=N (6, even): a planned switchover and a process that hangs until it has lost the lease, in turn;
-descriptors and threads must not grow. One host, two sides; 64 MiB of ledger.
+descriptors and threads must not grow, nor memory once it is warm, which takes some 16 rounds. One host, two sides; 64 MiB of ledger.
 """
 import json
 
@@ -9,6 +9,7 @@ from lab import LedgerGuest, LedgerLoad
 from lab.pair import KEY, Pair, Side
 
 TIMEOUT_S = 600
+WARM_ROUNDS, MORE_KIB = 16, 1024    # what each of its threads has freed is kept for that thread: it comes to rest, but not at once
 
 
 class Places(Pair):
@@ -33,11 +34,15 @@ def resources(side, guest):
     return {"fds": fds, "threads": threads, "anon_kib": anon_kib}
 
 
-def must_not_grow(lab, before, after):
-    """Descriptors and threads; memory is only told (docs/protection.md)."""
-    lab.log(f"both processes after two rounds {before}, at the end {after}")
-    for old, new in zip(before, after):
+def must_not_grow(lab, figures):
+    """`figures`: of both processes, after every second round."""
+    first, last = figures[0], figures[-1]
+    lab.log(f"both processes after two rounds {first}, at the end {last}")
+    for old, new in zip(first, last):
         lab.check(new["fds"] <= old["fds"] and new["threads"] <= old["threads"], f"descriptors or threads grew from {old} to {new}")
+    warm = figures[WARM_ROUNDS // 2 - 1:]
+    for old, new in zip(warm[0] if warm else (), last):
+        lab.check(new["anon_kib"] <= old["anon_kib"] + MORE_KIB, f"memory grew from {old} to {new}")
 
 
 def let_go(lab, pair, how):
@@ -71,7 +76,7 @@ def run(lab):
     pair.standby_options = ["--then", "standby"]
     pair.stand_by(y)
     pair.protect()
-    before = None
+    figures = []
     for number in range(lab.word("rounds", 6)):
         how = ("switch", "hang")[number % 2]
         load.must_advance(10)
@@ -84,10 +89,9 @@ def run(lab):
         lab.check("equal-pages" in resync, f"all of memory was sent: {resync}")
         lab.check(resync["bytes"] < resync["ram-bytes"] / 4, f"what was sent is not what differs: {resync}")
         if number % 2 == 1:             # the sides are as they were at the beginning
-            figures = resources(x, guest), resources(y, guest)
-            before = before or figures
-            lab.log(f"x and y: {figures}")
-    must_not_grow(lab, before, figures)
+            figures.append((resources(x, guest), resources(y, guest)))
+            lab.log(f"x and y: {figures[-1]}")
+    must_not_grow(lab, figures)
     load.must_advance(10)
     pair.primary.run(f"reprise unprotect {guest.name}", timeout_s=60)
     lab.log(f"{load.finish()}")
