@@ -1,8 +1,8 @@
 """What protection costs the dirtier guest: Reprise beside Debian QEMU's COLO, in one host, unix socket and TCP; ratios.
 
-tests/bench/pair.py's words: rates=1000,20000 (pages/s asked), seconds=5, transports=unix,tcp, monitors=reprise,colo, epoch=20 (ms), ram=64, ws=32
+tests/bench/pair.py's words: rates=1000 (pages/s asked), seconds=5, transports=unix,tcp, monitors=reprise,colo, epoch=20 (ms), ram=64, ws=32
 (MiB). A host's KVM is emulated, twenty times slower than a real one: ratios count, and rates and sizes are scaled down; --native
-asks for 1000, 50000 and 200000 pages/s of 256 MiB.
+asks for 1000, 50000 and 200000 pages/s of 256 MiB. More than 1000 a second is more than an emulated KVM bears (docs/lab.md).
 """
 import json
 import pathlib
@@ -21,7 +21,7 @@ def run(lab):
     for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/lab/lab/qmp.py"):
         shutil.copy(path, lab.shared / path.name)
     scaled = {"rates": "1000,50000,200000", "ram": 1024, "ws": 256, "gap": 200, "heartbeat": 20} if lab.native else \
-        {"rates": "1000,20000", "ram": 64, "ws": 32, "gap": 1000, "heartbeat": 200}
+        {"rates": "1000", "ram": 64, "ws": 32, "gap": 1000, "heartbeat": 200}
     words = [f"{key}={lab.word(key, value)}" for key, value in {"seconds": 5, "transports": "unix,tcp", "monitors": "reprise,colo", "epoch": 20.0,
                                                                 "capture": "auto", **scaled}.items()]
     output = a.run(f"python3 /mnt/shared/pair.py /mnt/build {' '.join(words)}", timeout_s=800).output
