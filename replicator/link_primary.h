@@ -31,7 +31,8 @@ struct link_sink {
     struct rp_hello hello;              /* what every connection of the session says; mend thread once started */
     pthread_t reader, beater, mender;
     bool started;
-    _Atomic bool cancelled, told;
+    _Atomic bool cancelled;
+    _Atomic bool told;                  /* the session's end is known, or is no news; once set, `said` follows */
     _Atomic bool parting;               /* goodbye was said */
     _Atomic uint64_t rtt_ns, heard_ns, lanes_lost;
     _Atomic uint64_t epoch;             /* newest whose records were emitted */
@@ -40,6 +41,8 @@ struct link_sink {
     pthread_cond_t change;
     bool running, failed, prepared;     /* the standby has said so */
     bool over;
+    bool said;                          /* the goodbye is on its way, and the engine has heard: */
+    struct rp_error why;                /* for what reason; code 0: none */
     uint32_t missing_lanes;             /* bit: the lane's number */
     bool missing_path[2];               /* over uri, over the spare way */
     struct rp_conn *mending;            /* being connected: cancel shuts it down */

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LAST_WORD_MS 1000       /* for the other side to close after a goodbye */
+#define LAST_WORD_MS 1000       /* for a goodbye to be sent, or for the other side to close after one */
 
 static struct link_sink *of(struct rp_sink *s)
 {
@@ -26,6 +26,48 @@ static void down(struct link_sink *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void say(struct link_sink *s, const struct rp_error *why)
+{
+    pthread_mutex_lock(&s->lock);
+    s->said = true;
+    if (why)
+        s->why = *why;
+    pthread_cond_broadcast(&s->change);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* That the standby goes away is no news from here on. */
+static void hush(struct link_sink *s)
+{
+    if (!atomic_exchange(&s->told, true))
+        say(s, NULL);
+}
+
+/* Whoever ends the session lets the one thread that tells of its end finish: a goodbye that is cut off leaves a death. */
+static void await_said(struct link_sink *s)
+{
+    uint64_t until = rp_clock_ns() + LAST_WORD_MS * 1000000ull;
+    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    pthread_mutex_lock(&s->lock);
+    while (atomic_load(&s->told) && !s->said && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+        ;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Something failed at (perhaps) the session's end: the engine hears why it ends, not what of it it met first. */
+static int ended(struct link_sink *s, int rc, struct rp_error *err)
+{
+    await_said(s);
+    pthread_mutex_lock(&s->lock);
+    if (s->why.code) {
+        rc = s->why.code;
+        if (err)
+            *err = s->why;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return rc;
+}
+
 /* The session is over; the engine hears of it once. */
 static void lost(struct link_sink *s, int rc, const char *what)
 {
@@ -33,7 +75,7 @@ static void lost(struct link_sink *s, int rc, const char *what)
     s->over = true;
     pthread_cond_broadcast(&s->change);
     pthread_mutex_unlock(&s->lock);
-    if (atomic_exchange(&s->told, true) || atomic_load(&s->cancelled))
+    if (atomic_load(&s->cancelled) || atomic_exchange(&s->told, true))
         return;
     char uri[400];
     struct rp_error why = {0};
@@ -44,8 +86,9 @@ static void lost(struct link_sink *s, int rc, const char *what)
     if (rp_control_send(&s->control, &bye) < 0) {
         /* then it cannot be helped: the lease decides */
     }
-    down(s);
     s->events.failed(s->events.ctx, &s->base, &why);
+    say(s, &why);
+    down(s);
 }
 
 /* --- what is lost on the way --- */
@@ -226,9 +269,9 @@ static int link_start(struct rp_sink *base, const struct rp_sink_events *events,
 static int link_emit(struct rp_sink *base, struct rp_buf *record, struct rp_error *err)
 {
     struct link_sink *s = of(base);
-    if (atomic_load(&s->told) || atomic_load(&s->cancelled))
-        return rp_error_set(err, EPIPE, "the link to the standby is down");
-    return rp_bundle_put(s->bundle, record, err);
+    int rc = atomic_load(&s->told) || atomic_load(&s->cancelled) ? rp_error_set(err, EPIPE, "the link to the standby is down")
+                                                                 : rp_bundle_put(s->bundle, record, err);
+    return rc < 0 ? ended(s, rc, err) : rc;
 }
 
 static int link_flush(struct rp_sink *base, uint64_t epoch, struct rp_error *err)
@@ -239,13 +282,15 @@ static int link_flush(struct rp_sink *base, uint64_t epoch, struct rp_error *err
         return rp_error_set(err, EIO, "fault point at an epoch's end");
     }
     atomic_store(&s->epoch, epoch);
-    return rp_bundle_flush(s->bundle, err);
+    int rc = rp_bundle_flush(s->bundle, err);
+    return rc < 0 ? ended(s, rc, err) : rc;
 }
 
 static void link_cancel(struct rp_sink *base)
 {
     struct link_sink *s = of(base);
     atomic_store(&s->cancelled, true);
+    await_said(s);
     down(s);
     if (s->started) {       /* no callback comes after this */
         pthread_join(s->reader, NULL);
@@ -370,7 +415,7 @@ int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, stru
     struct link_sink *s = of(base);
     atomic_store(&s->parting, true);
     if (why == RP_BYE_STOP)
-        atomic_store(&s->told, true);   /* its going away is no news */
+        hush(s);
     struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = why, .b = epoch};
     int rc = rp_control_send(&s->control, &bye);
     if (rc == 0 && why == RP_BYE_STOP)
@@ -398,7 +443,7 @@ int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_er
         return rp_error_set(err, EPIPE, "the target went away before it said that the VM runs");
     if (rc < 0)
         return rp_error_set(err, ETIMEDOUT, "the target did not say in %d ms that the VM runs", timeout_ms);
-    atomic_store(&s->told, true);       /* its going away is no news from here on */
+    hush(s);
     struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = RP_BYE_STOP};
     if (rp_control_send(&s->control, &bye) < 0) {
         /* it waits a moment, and then makes sure by the lease */
