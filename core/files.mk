@@ -1,4 +1,5 @@
 core_SRCS := \
+	core/accept.c \
 	core/bytes.c \
 	core/codec.c \
 	core/digest.c \

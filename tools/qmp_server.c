@@ -1,6 +1,7 @@
 /* The QMP server: sockets and clients on its own thread, commands handed to the control thread. */
 #include "tools/qmp_server.h"
 
+#include "core/accept.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "tools/qmp_client.h"
@@ -92,7 +93,7 @@ static void request_queue(struct rp_qmp *q, struct client *c)
 
 static void client_accept(struct rp_qmp *q, int listener)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = rp_accept(listener);
     if (fd < 0)
         return;
     struct client *c = q->nclients < RP_QMP_CLIENTS_MAX ? calloc(1, sizeof(*c)) : NULL;

@@ -1,6 +1,8 @@
 /* Console back ends; see chardev.h. */
 #include "vmm/chardev.h"
 
+#include "core/accept.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -162,7 +164,7 @@ static void ready(void *ctx, uint32_t events)
 static void client(void *ctx, uint32_t events)
 {
     struct rp_chardev *c = ctx;
-    int fd = accept4(c->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = rp_accept(c->listener);
 
     (void)events;
     if (fd < 0)

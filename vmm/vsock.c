@@ -1,6 +1,7 @@
 /* Connections between guest ports and unix sockets; see vsock.h. */
 #include "vmm/vsock.h"
 
+#include "core/accept.h"
 #include "vmm/loop.h"
 
 #include <errno.h>
@@ -462,7 +463,7 @@ static void on_socket(void *ctx, uint32_t events)
 static void on_listen(void *ctx, uint32_t events)
 {
     struct rp_vsock *v = ctx;
-    int fd = accept4(v->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = rp_accept(v->listen_fd);
     struct conn *c = fd < 0 ? NULL : make(v, CONN_GREETING, fd);
 
     (void)events;

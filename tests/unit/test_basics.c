@@ -1,4 +1,5 @@
 /* errors, bytes, page sets, digest, queue, histogram, event log: the small things that everything stands on. */
+#include "core/accept.h"
 #include "core/bytes.h"
 #include "core/digest.h"
 #include "core/event.h"
@@ -10,7 +11,11 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -329,4 +334,36 @@ Test(xxh3, both_builds_agree_with_the_library)
     rp_xxh3_blocks(bytes, 3, blocks);
     for (unsigned i = 0; i < RP_XXH3_BLOCKS; i++)
         cr_assert_eq(blocks[i], XXH3_64bits_withSeed(bytes + RP_XXH3_BLOCK * i, RP_XXH3_BLOCK, 3));
+}
+
+/* Out of descriptors, a connection is turned away and the listener is quiet again; later ones are taken. */
+Test(accept, a_full_process_turns_away)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};     /* abstract, of this process's own */
+    int l = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), clients[2], fd;
+    struct rlimit had, none;
+    char byte;
+    snprintf(a.sun_path + 1, sizeof(a.sun_path) - 1, "reprise-accept-%d", getpid());
+    cr_assert_eq(bind(l, (struct sockaddr *)&a, sizeof(a)), 0);
+    cr_assert_eq(listen(l, 4), 0);
+    cr_assert_eq(rp_accept(l), -EAGAIN);
+    for (unsigned i = 0; i < 2; i++)
+        clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(clients[0], (struct sockaddr *)&a, sizeof(a)), 0);
+    cr_assert_eq(getrlimit(RLIMIT_NOFILE, &had), 0);
+    fd = dup(l);            /* the lowest that is free: all below are in use */
+    close(fd);
+    none = (struct rlimit){.rlim_cur = (rlim_t)fd, .rlim_max = had.rlim_max};
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    fd = rp_accept(l);
+    cr_assert_eq(setrlimit(RLIMIT_NOFILE, &had), 0);
+    cr_assert_eq(fd, -EMFILE);
+    cr_assert_eq(recv(clients[0], &byte, 1, 0), 0);
+    cr_assert_eq(poll(&(struct pollfd){.fd = l, .events = POLLIN}, 1, 0), 0);
+    cr_assert_eq(connect(clients[1], (struct sockaddr *)&a, sizeof(a)), 0);
+    cr_assert_geq(fd = rp_accept(l), 0);
+    close(fd);
+    close(l);
+    close(clients[0]);
+    close(clients[1]);
 }
