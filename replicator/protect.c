@@ -351,6 +351,10 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
         if (p->src->ops->resume(p->src, &why) < 0)
             *err = why;
     }
+    /* Whatever ended the run, the VM lives here: a standby that hears no goodbye takes the silence for a death. */
+    if (v == LOST && rp_link_sink_bye(sink, RP_BYE_BROKEN, committed, NULL) < 0) {
+        /* the link is down: it has heard, or the lease decides */
+    }
     sink->ops->cancel(sink);    /* it calls the engine until then */
     rp_engine_destroy(e);
     return v;

@@ -10,6 +10,7 @@
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
 
+#include <errno.h>
 #include <sys/socket.h>
 
 #define TIMEOUT_MS 1000         /* of the standby for its primary */
@@ -307,4 +308,39 @@ Test(link, INV7_protection_comes_back)
     rp_events_destroy(ev);
     fake_stop(&f);
     standby_free(&s2);
+}
+
+static _Atomic bool cuts_fail;
+
+static int failing_cut(struct rp_source *s, struct rp_cut *cut, struct rp_error *err)
+{
+    return atomic_load(&cuts_fail) ? rp_error_set(err, EIO, "the machine's state cannot be read") : fake_ops.cut(s, cut, err);
+}
+
+/* A run that ends for a reason of the primary's own is no death either: its standby is told, and waits. */
+Test(link, INV3_a_primary_that_fails_at_a_cut_says_goodbye)
+{
+    struct fake f;
+    struct standby s;
+    struct rp_events *ev;
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    struct rp_source_ops ops = fake_ops;
+    ops.cut = failing_cut;
+    fake_start(&f, 64, 20, 500);
+    f.base.ops = &ops;
+    cr_assert_eq(rp_events_create(64, &ev), 0);
+    standby_start(&s, "unix", "", TIMEOUT_MS);
+    struct rp_protect_config cfg = {.link = {.uri = s.uri}, .engine.goal.epoch_ns = 2000000, .retry_ms = 5000};
+    cr_assert_eq(rp_protect_start(&f.base, ev, &cfg, false, &p, &err), 0);
+    cr_assert_eq(rp_protect_wait(p, 10000, &err), 0, "%s", err.text);
+    atomic_store(&cuts_fail, true);
+    standby_join(&s);
+    cr_assert_eq(s.outcome.end, RP_LINK_BROKEN, "%d: %s", s.outcome.end, s.outcome.why.text);
+    cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED, 5000), RP_PROTECT_UNPROTECTED);
+    cr_assert(strstr(status.why, "cannot be read"), "%s", status.why);
+    rp_protect_stop(p, RP_PROTECT_FORGET);
+    rp_events_destroy(ev);
+    fake_stop(&f);
+    standby_free(&s);
 }
