@@ -44,7 +44,7 @@ class Case:
         self.environment = dict(os.environ, REPRISE_RUNTIME_DIR=str(self.directory))
         self.port = 23000 + number
         self.processes = []
-        self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill={words.get('fill', 'random')} gap={words['gap']}us"
+        self.append = f"ws={words['ws']}M rate={rate} bytes=64 fill={words['fill']} gap={words['gap']}us"
 
     def start(self, *command, **environment):
         log = open(self.directory / f"{len(self.processes)}.log", "wb")
@@ -127,9 +127,8 @@ class Reprise(Case):
                              REPRISE_RUNTIME_DIR=str(there))
         primary = self.primary()
         bare = self.measure(primary)
-        said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{int(self.words['epoch'] * 1000)}us", "--heartbeat",
-                               f"{self.words['heartbeat']}ms",
-                               "--capture", self.words["capture"]],
+        said = subprocess.run([command, "protect", "pair", uri, "--lease", "none", "--epoch", f"{int(self.words['epoch'] * 1000)}us",
+                               "--heartbeat", f"{self.words['heartbeat']}ms", "--capture", self.words["capture"]],
                               env=self.environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         if said.returncode:
             raise RuntimeError(said.stderr)
@@ -199,8 +198,8 @@ def words_of(arguments, defaults):
 
 def main(arguments):
     build = pathlib.Path(arguments[0]).resolve()
-    words = words_of(arguments[1:], {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32, "epoch": 20.0, "gap": 500,
-             "heartbeat": 200, "capture": "auto"})
+    words = words_of(arguments[1:], {"monitors": "reprise,colo", "transports": "unix,tcp", "rates": "1000,50000", "seconds": 5, "ram": 64, "ws": 32,
+                                     "epoch": 20.0, "gap": 500, "fill": "random", "heartbeat": 200, "capture": "auto"})
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("pair.py: /dev/kvm is not here: tests/lab/run bench-colo has one", file=sys.stderr)
         return 4

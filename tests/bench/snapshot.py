@@ -38,10 +38,7 @@ class Qemu(pair.Colo):
 
     def snapshot(self, file):
         self.qmp.command("migrate", uri=f"exec:cat > {file}")
-        while self.qmp.command("query-migrate").get("status") not in ("completed", "failed"):
-            time.sleep(0.005)
-        if self.qmp.command("query-migrate")["status"] == "failed":
-            raise RuntimeError("QEMU: the migration failed")
+        self.qmp.migration_ended()
         self.qmp.command("cont")
 
 

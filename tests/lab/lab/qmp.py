@@ -57,7 +57,7 @@ class Qmp:
                 return
             if state in ("failed", "cancelled"):
                 raise QmpError(f"migration {state}")
-            time.sleep(0.02)
+            time.sleep(0.005)
         raise QmpError(f"migration not done in {timeout_s} s")
 
     def close(self):
