@@ -133,7 +133,7 @@ uint32_t rp_arena_alloc(struct rp_arena *a, uint32_t *slots, uint32_t n)
 
 bool rp_arena_wait(struct rp_arena *a, uint32_t n, uint64_t deadline_ns)
 {
-    struct timespec ts = {.tv_sec = (time_t)(deadline_ns / 1000000000u), .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    struct timespec ts = rp_timespec(deadline_ns);
     pthread_mutex_lock(&a->lock);
     a->waiting = n;
     while (a->nfree + a->ncached < n && !a->closed)

@@ -323,7 +323,7 @@ void rp_emitter_abandon(struct rp_emitter *m)
 bool rp_emitter_join(struct rp_emitter *m, int timeout_ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000u;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     int rc = 0;
     if (!m->started)
         return true;

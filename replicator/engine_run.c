@@ -88,7 +88,7 @@ void rp_engine_wait_for(struct rp_engine *e, uint64_t until_ns)
 {
     uint64_t now = rp_clock_ns();
     uint64_t ns = until_ns > now ? until_ns - now : 0;
-    struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    struct timespec ts = rp_timespec(ns);
     struct pollfd fds[2] = {{.fd = e->wake_fd, .events = POLLIN}, {.fd = e->output_fd, .events = POLLIN}};
     if (ppoll(fds, 2, &ts, NULL) <= 0)
         return;

@@ -1,5 +1,7 @@
 #include "replicator/lease_keeper.h"
 
+#include "core/clock.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -29,7 +31,7 @@ struct rp_lease_keeper {
 static void pause_for(struct rp_lease_keeper *k, uint64_t ns)
 {
     uint64_t until = rp_clock_ns() + ns;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_cond_timedwait(&k->change, &k->lock, &ts);
 }
 

@@ -246,7 +246,7 @@ void *rp_link_mend_main(void *arg)
             continue;
         }
         uint64_t until = rp_clock_ns() + pause_ms * 1000000ull;
-        struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+        struct timespec ts = rp_timespec(until);
         while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
             ;
         if (atomic_load(&s->cancelled) || s->over)

@@ -47,7 +47,7 @@ static void hush(struct link_sink *s)
 static void await_said(struct link_sink *s)
 {
     uint64_t until = rp_clock_ns() + LAST_WORD_MS * 1000000ull;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
     while (atomic_load(&s->told) && !s->said && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
         ;
@@ -213,7 +213,7 @@ static int beat(struct link_sink *s)
 static void await_beat(struct link_sink *s)
 {
     uint64_t until = rp_clock_ns() + s->cfg.heartbeat_ms * 1000000ull;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
     while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
         ;
@@ -393,7 +393,7 @@ struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *base, const char **why
 static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
     int rc = 0;
     while (!*what && !s->failed && !s->over && rc == 0)

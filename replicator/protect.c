@@ -69,7 +69,7 @@ static bool stopping(struct rp_protect *p)
 static void pause_ms(struct rp_protect *p, unsigned ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)ms * 1000000u;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&p->lock);
     while (!p->stop && pthread_cond_timedwait(&p->change, &p->lock, &ts) == 0)
         ;
@@ -225,7 +225,7 @@ static void watch_run(struct rp_protect *p)
         if (p->switching && announced && !finishing)
             finishing = prepare_switch(p);
         uint64_t until = rp_clock_ns() + (announced ? 100000000u : 5000000u);
-        struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+        struct timespec ts = rp_timespec(until);
         pthread_cond_timedwait(&p->change, &p->lock, &ts);
     }
     pthread_mutex_unlock(&p->lock);
@@ -305,6 +305,14 @@ static void note_run(struct rp_protect *p, struct rp_engine *e, struct rp_sink *
     pthread_mutex_unlock(&p->lock);
 }
 
+/* Whatever ended a run, the VM lives here: a standby that hears no goodbye takes the silence for a death. */
+static void not_dead(struct rp_sink *sink, uint64_t committed)
+{
+    if (rp_link_sink_bye(sink, RP_BYE_BROKEN, committed, NULL) < 0) {
+        /* the link is down: it has heard, or the lease decides */
+    }
+}
+
 /* One run over one session. */
 static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct rp_error *err)
 {
@@ -351,10 +359,8 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
         if (p->src->ops->resume(p->src, &why) < 0)
             *err = why;
     }
-    /* Whatever ended the run, the VM lives here: a standby that hears no goodbye takes the silence for a death. */
-    if (v == LOST && rp_link_sink_bye(sink, RP_BYE_BROKEN, committed, NULL) < 0) {
-        /* the link is down: it has heard, or the lease decides */
-    }
+    if (v == LOST)
+        not_dead(sink, committed);
     sink->ops->cancel(sink);    /* it calls the engine until then */
     rp_engine_destroy(e);
     return v;
@@ -466,7 +472,7 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
 static struct timespec deadline(int timeout_ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    return (struct timespec){.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    return rp_timespec(until);
 }
 
 int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err)

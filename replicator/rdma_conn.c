@@ -223,7 +223,7 @@ static void follow(struct rp_rdma_conn *c, uint64_t deadline_ns)
         pthread_cond_wait(&c->turn, &c->lock);
         return;
     }
-    struct timespec ts = {.tv_sec = (time_t)(deadline_ns / 1000000000u), .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    struct timespec ts = rp_timespec(deadline_ns);
     pthread_cond_timedwait(&c->turn, &c->lock, &ts);
 }
 
@@ -239,7 +239,7 @@ static void wait_change(struct rp_rdma_conn *c, uint64_t deadline_ns)
     struct pollfd fds[] = {{.fd = c->qp.comp->fd, .events = POLLIN}, {.fd = c->cm.channel->fd, .events = POLLIN},
                            {.fd = c->wake_fd, .events = POLLIN}};
     uint64_t now = rp_clock_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
-    struct timespec ts = {.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+    struct timespec ts = rp_timespec(left);
     c->leader = true;
     pthread_mutex_unlock(&c->lock);
     ppoll(fds, 3, deadline_ns ? &ts : NULL, NULL);

@@ -133,7 +133,7 @@ static void wait_change(struct rp_replica *r)
         return;
     }
     uint64_t until = rp_clock_ns() + IDLE_SYNC_NS;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_cond_timedwait(&r->change, &r->lock, &ts);
 }
 

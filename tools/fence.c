@@ -221,7 +221,7 @@ static unsigned look_once(struct rp_fence *f)
 static void sleep_ms(struct rp_fence *f, unsigned ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)ms * 1000000u;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_cond_timedwait(&f->change, &f->lock, &ts);
 }
 

@@ -56,7 +56,7 @@ static void on_ended(void *ctx, int rc, const struct rp_error *why)
 static bool wait_over(struct checkpoint *c)
 {
     uint64_t until = rp_clock_ns() + PROGRESS_NS;
-    struct timespec ts = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&c->lock);
     int rc = 0;
     while (!c->over && rc == 0)

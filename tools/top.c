@@ -1,4 +1,5 @@
 /* `reprise top`: the VMs of this host, redrawn every second. */
+#include "core/clock.h"
 #include "tools/client.h"
 #include "tools/protect_text.h"
 #include "tools/runtime.h"
@@ -84,7 +85,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
 {
     (void)v;
     const struct top_opts *o = opts;
-    struct timespec pause = {.tv_sec = (time_t)(o->every_ns / 1000000000u), .tv_nsec = (long)(o->every_ns % 1000000000u)};
+    struct timespec pause = rp_timespec(o->every_ns);
     sigset_t sigint;
     sigemptyset(&sigint);
     sigaddset(&sigint, SIGINT);

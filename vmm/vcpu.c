@@ -81,7 +81,8 @@ static void fail_internal(struct rp_vcpu *v)
     fail(v, text);
 }
 
-/* A triple fault starts the guest anew and leaves nothing else behind: where it was is for whoever looks for the reason. */
+/* A triple fault starts the guest anew and leaves nothing else behind: where it was is for whoever looks for the reason.
+ * (On AMD, KVM has reset the vCPU before it says so: there it is the reset vector.) */
 static void tell_fault(const struct rp_vcpu *v)
 {
     struct kvm_regs r;
@@ -188,8 +189,7 @@ static bool wait_outside(struct rp_vcpu *v)
                 pthread_cond_signal(&g->still);
         }
         if (nap) {
-            struct timespec ts = {.tv_sec = (time_t)(g->nap_until_ns / 1000000000u),
-                                  .tv_nsec = (long)(g->nap_until_ns % 1000000000u)};
+            struct timespec ts = rp_timespec(g->nap_until_ns);
             (void)pthread_cond_clockwait(&g->go, &g->lock, CLOCK_MONOTONIC, &ts);
         } else {
             pthread_cond_wait(&g->go, &g->lock);
