@@ -327,8 +327,10 @@ static enum verdict one_run(struct rp_protect *p, struct rp_sink *sink, struct r
     cfg.held = held;
     int rc = rp_engine_create(p->src, sink, RP_RUN_CONTINUOUS, &cfg, p->events, &e, err);
     free(held);
-    if (rc < 0)
+    if (rc < 0) {
+        not_dead(sink, cfg.first_epoch - 1);
         return LOST;
+    }
     pthread_mutex_lock(&p->lock);
     p->engine = e;
     p->sink = sink;
