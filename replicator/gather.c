@@ -137,6 +137,18 @@ static int feed_frame(struct rp_gather *g, const struct parked *p, uint64_t *byt
     return g->events.taken(g->events.ctx, p->number, *bytes, epoch, err);
 }
 
+/* What came is refused: nothing more is fed, and the lanes stay until rp_gather_shutdown, for the reason is to be the news that
+ * comes first at the other side, and not a lane's end. */
+static void refuse(struct rp_gather *g, int rc, const struct rp_error *err)
+{
+    pthread_mutex_lock(&g->lock);
+    bool first = !g->stopped;
+    g->stopped = true;
+    pthread_mutex_unlock(&g->lock);
+    if (first)
+        g->events.refused(g->events.ctx, rc, err);
+}
+
 /* A frame has come; it is taken over. Feeds it, and what waited for it, if its turn has come and nobody else does. */
 static int deliver(struct rp_gather *g, struct parked *p, struct rp_error *err)
 {
@@ -153,19 +165,14 @@ static int deliver(struct rp_gather *g, struct parked *p, struct rp_error *err)
         pthread_mutex_unlock(&g->lock);
         rc = feed_frame(g, next, &bytes, err);
         pthread_mutex_lock(&g->lock);
-        g->feeding = false;
+        g->feeding = rc < 0;        /* after a refusal nobody feeds again */
         if (rc == 0) {
             g->taken = next->number;
             g->bytes = bytes;
         }
         give_back(g, next);
     }
-    bool first = rc < 0 && !g->stopped;
-    if (rc < 0)
-        shutdown_all(g);
     pthread_mutex_unlock(&g->lock);
-    if (first)
-        g->events.refused(g->events.ctx, rc, err);
     return rc;
 }
 
@@ -240,14 +247,14 @@ static void end_lane(struct lane *l, int end)
     pthread_mutex_unlock(&g->lock);
 }
 
-static void refuse(struct rp_gather *g, int rc, const struct rp_error *err)
+/* Until the lane's end. */
+static int drain(struct lane *l)
 {
-    pthread_mutex_lock(&g->lock);
-    bool first = !g->stopped;
-    shutdown_all(g);
-    pthread_mutex_unlock(&g->lock);
-    if (first)
-        g->events.refused(g->events.ctx, rc, err);
+    uint8_t sink[4096];
+    ssize_t n;
+    while ((n = l->conn->ops->recv(l->conn, sink, sizeof(sink), RP_CONN_FOREVER)) > 0)
+        ;
+    return n < 0 ? (int)n : -ECONNRESET;
 }
 
 static void *lane_main(void *arg)
@@ -258,12 +265,13 @@ static void *lane_main(void *arg)
     int rc = 0, end = 0;
     l->ahead = malloc(READ_AHEAD);
     if (!l->ahead)
-        refuse(l->g, rp_error_set(&err, ENOMEM, "no memory to receive on lane %u", l->index), &err);
-    while (l->ahead && (rc = read_frame(l, &p, &end, &err)) > 0)
-        if (deliver(l->g, p, &err) < 0)
-            break;
-    if (rc < 0)
+        rc = rp_error_set(&err, ENOMEM, "no memory to receive on lane %u", l->index);
+    while (rc == 0 && (rc = read_frame(l, &p, &end, &err)) > 0)
+        rc = deliver(l->g, p, &err);
+    if (rc < 0) {
         refuse(l->g, rc, &err);
+        end = drain(l);
+    }
     free(l->ahead);
     end_lane(l, end);
     return NULL;

@@ -23,7 +23,7 @@ struct rp_gather_events {
     int (*feed)(void *ctx, const struct rp_record *r, struct rp_error *err);
     /* All frames up to `number`, `bytes` in all since the session began, were fed; `epoch`: one was applied among the last. */
     int (*taken)(void *ctx, uint64_t number, uint64_t bytes, bool epoch, struct rp_error *err);
-    /* What came was refused, or taken failed: nothing more is fed. Once. */
+    /* What came was refused, or taken failed: nothing more is fed, and the lanes stay until rp_gather_shutdown. Once. */
     void (*refused)(void *ctx, int rc, const struct rp_error *why);
     void (*lane_ended)(void *ctx, unsigned lane, const char *transport, int rc, unsigned left);
 };

@@ -53,7 +53,8 @@ struct rp_disk_base rp_link_sink_disks(const struct rp_sink *s);
 /* The hash of each page that the standby holds (cfg.gfn_end of them): malloc'ed, the caller's from now on. NULL, the second time
  * too: all of RAM has to travel, *why says in a few words why. */
 struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *s, const char **why);
-/* Says goodbye: everything emitted was committed before. Any thread but a callback's. */
+/* Says goodbye: everything emitted was committed before. Any thread but a callback's. The sink's cancel then waits up to a
+ * second for the standby to close first. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
 /* Says that a switchover follows, and waits until the standby knows: however the session ends from then on, it asks before
  * it opens its outputs (docs/protection.md). -ETIMEDOUT, -EPIPE. */

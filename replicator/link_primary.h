@@ -41,6 +41,7 @@ struct link_sink {
     pthread_cond_t change;
     bool running, failed, prepared;     /* the standby has said so */
     bool over;
+    bool gone;                          /* the standby has closed, or was given the time to */
     bool said;                          /* the goodbye is on its way, and the engine has heard: */
     struct rp_error why;                /* for what reason; code 0: none */
     uint32_t missing_lanes;             /* bit: the lane's number */

@@ -7,16 +7,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LAST_WORD_MS 1000       /* for a goodbye to be sent, or for the other side to close after one */
+#define LAST_WORD_MS 1000       /* for a goodbye to be sent; and for the other side to close after one */
 
 static struct link_sink *of(struct rp_sink *s)
 {
     return (struct link_sink *)s;
 }
 
-static void down(struct link_sink *s)
+static void lanes_down(struct link_sink *s)
 {
-    rp_control_shutdown(&s->control);
     if (s->bundle)
         rp_bundle_stop(s->bundle);
     pthread_mutex_lock(&s->lock);
@@ -24,6 +23,12 @@ static void down(struct link_sink *s)
         rp_conn_shutdown(s->mending);
     pthread_cond_broadcast(&s->change);
     pthread_mutex_unlock(&s->lock);
+}
+
+static void down(struct link_sink *s)
+{
+    rp_control_shutdown(&s->control);
+    lanes_down(s);
 }
 
 static void say(struct link_sink *s, const struct rp_error *why)
@@ -43,15 +48,30 @@ static void hush(struct link_sink *s)
         say(s, NULL);
 }
 
-/* Whoever ends the session lets the one thread that tells of its end finish: a goodbye that is cut off leaves a death. */
-static void await_said(struct link_sink *s)
+/* Until *what, a moment at most. */
+static void await(struct link_sink *s, const bool *what)
 {
     uint64_t until = rp_clock_ns() + LAST_WORD_MS * 1000000ull;
     struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
-    while (atomic_load(&s->told) && !s->said && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+    while (!*what && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
         ;
     pthread_mutex_unlock(&s->lock);
+}
+
+/* Whoever ends the session lets the one thread that tells of its end finish: a goodbye that is cut off leaves a death. */
+static void await_said(struct link_sink *s)
+{
+    if (atomic_load(&s->told))
+        await(s, &s->said);
+}
+
+/* Closing after a goodbye, with what the other side has sent unread or on its way, takes back from the wire what of the
+ * goodbye is not yet there (a reset): the other side closes first. */
+static void await_gone(struct link_sink *s)
+{
+    if (s->started && atomic_load(&s->parting))
+        await(s, &s->gone);
 }
 
 /* Something failed at (perhaps) the session's end: the engine hears why it ends, not what of it it met first. */
@@ -82,13 +102,14 @@ static void lost(struct link_sink *s, int rc, const char *what)
     rp_uri_format(&s->cfg.uri, uri, sizeof(uri));
     rp_error_set(&why, rc, "standby %s: %s", uri, what);
     /* A standby that hears no goodbye takes our silence for our death. */
+    atomic_store(&s->parting, true);
     struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = RP_BYE_BROKEN};
     if (rp_control_send(&s->control, &bye) < 0) {
         /* then it cannot be helped: the lease decides */
     }
     s->events.failed(s->events.ctx, &s->base, &why);
     say(s, &why);
-    down(s);
+    lanes_down(s);
 }
 
 /* --- what is lost on the way --- */
@@ -186,18 +207,30 @@ static const char *take(struct link_sink *s, const struct rp_control_msg *m)
     }
 }
 
+/* What a standby says that has been told goodbye is read, and that is all: its end is waited for. */
+static void drain(struct link_sink *s)
+{
+    uint64_t until = rp_clock_ns() + LAST_WORD_MS * 1000000ull;
+    struct rp_control_msg m;
+    while (rp_clock_ns() < until && rp_control_recv(&s->control, &m, LAST_WORD_MS) == 0)
+        ;
+}
+
 static void *reader_main(void *arg)
 {
     struct link_sink *s = arg;
     struct rp_control_msg m;
     const char *wrong = NULL;
-    int rc;
-    while (!wrong && (rc = rp_control_recv(&s->control, &m, (int)s->cfg.timeout_ms)) == 0)
+    int rc = 0;
+    while (!wrong && !atomic_load(&s->told) && (rc = rp_control_recv(&s->control, &m, (int)s->cfg.timeout_ms)) == 0)
         wrong = take(s, &m);
     if (wrong)
         lost(s, -EPROTO, wrong);
-    else
+    else if (rc < 0)
         lost(s, rc, rc == -ETIMEDOUT ? "has been silent for too long" : "has gone");
+    if (rc == 0)
+        drain(s);
+    note(s, &s->gone);
     return NULL;
 }
 
@@ -209,27 +242,30 @@ static int beat(struct link_sink *s)
     return rp_fault(RP_FAULT_LINK_HEARTBEAT) ? -EIO : rp_control_send(&s->control, &m);
 }
 
-/* Until the next beat is due, or the session is over: whoever ends it joins the beater. */
-static void await_beat(struct link_sink *s)
+/* Until the next beat is due. False: the session is over, and whoever ends it joins the beater. */
+static bool await_beat(struct link_sink *s)
 {
     uint64_t until = rp_clock_ns() + s->cfg.heartbeat_ms * 1000000ull;
     struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
     while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
         ;
+    bool over = s->over;
     pthread_mutex_unlock(&s->lock);
+    return !over && !atomic_load(&s->cancelled);
 }
 
 static void *beater_main(void *arg)
 {
     struct link_sink *s = arg;
-    while (!atomic_load(&s->cancelled) && !atomic_load(&s->told)) {
+    do {
+        if (atomic_load(&s->told))
+            return NULL;
         if (beat(s) < 0) {
             lost(s, -EPIPE, "cannot be sent a heartbeat");
-            break;
+            return NULL;
         }
-        await_beat(s);
-    }
+    } while (await_beat(s));
     return NULL;
 }
 
@@ -291,6 +327,7 @@ static void link_cancel(struct rp_sink *base)
     struct link_sink *s = of(base);
     atomic_store(&s->cancelled, true);
     await_said(s);
+    await_gone(s);
     down(s);
     if (s->started) {       /* no callback comes after this */
         pthread_join(s->reader, NULL);
@@ -403,13 +440,6 @@ static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
     return rc;
 }
 
-/* Closing now, with what the other side has sent unread, would take the goodbye back from the wire (a reset): it closes first. */
-static void last_word(struct link_sink *s)
-{
-    bool never = false;
-    (void)wait_for(s, &never, LAST_WORD_MS);
-}
-
 int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, struct rp_error *err)
 {
     struct link_sink *s = of(base);
@@ -418,8 +448,6 @@ int rp_link_sink_bye(struct rp_sink *base, enum rp_bye why, uint64_t epoch, stru
         hush(s);
     struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = why, .b = epoch};
     int rc = rp_control_send(&s->control, &bye);
-    if (rc == 0 && why == RP_BYE_STOP)
-        last_word(s);
     return rc < 0 ? rp_error_set(err, rc, "the standby could not be told goodbye: %s", strerror(-rc)) : 0;
 }
 
@@ -448,7 +476,6 @@ int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_er
     if (rp_control_send(&s->control, &bye) < 0) {
         /* it waits a moment, and then makes sure by the lease */
     }
-    last_word(s);
     return 0;
 }
 

@@ -183,7 +183,7 @@ int bench_link(const struct bench_words *w)
     unsigned writers = (unsigned)bench_number(w, "writers", 1);
     const char *only = bench_text(w, "only", NULL);
     snprintf(unix_uri, sizeof(unix_uri), "unix:/tmp/bench-engine-%d", getpid());
-    snprintf(tcp_uri, sizeof(tcp_uri), "tcp://127.0.0.1:%d", 20000 + getpid() % 20000);
+    snprintf(tcp_uri, sizeof(tcp_uri), "tcp://127.0.0.1:%d", 20000 + getpid() % 12000);
     const char *uris[2] = {unix_uri, tcp_uri};
     for (unsigned u = 0; u < 2; u++) {
         struct synth_config base = {.ram_bytes = ram, .ws_pages = (ram >> RP_PAGE_SHIFT) / 4 * 3, .writers = writers, .bytes = 64,

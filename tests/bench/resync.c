@@ -147,7 +147,7 @@ int bench_resync(const struct bench_words *w)
         struct rp_uri uri;
         char text[64];
         uint64_t epoch = 1, random = 88172645463325252ull;
-        snprintf(text, sizeof(text), u ? "tcp://127.0.0.1:%d" : "unix:/tmp/bench-engine-%d", u ? 20000 + getpid() % 20000 : getpid());
+        snprintf(text, sizeof(text), u ? "tcp://127.0.0.1:%d" : "unix:/tmp/bench-engine-%d", u ? 20000 + getpid() % 12000 : getpid());
         if (rp_uri_parse(text, &uri, &err) < 0)
             die(text, &err);
         bench_title(u ? "a standby that comes back, tcp on loopback" : "a standby that comes back, unix socket");

@@ -64,7 +64,7 @@ static inline void standby_start(struct standby *s, const char *scheme, const ch
     if (strcmp(scheme, "unix") == 0)
         snprintf(text, sizeof(text), "unix:/tmp/rp-standby-%d", getpid());
     else
-        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 20000);
+        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 12000);
     cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0, "%s", err.text);
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0, "%s", err.text);
     cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);

@@ -23,6 +23,7 @@ struct far {
     unsigned ended, refused;
     struct rp_error why;
     struct rp_bundle *b;        /* told what was taken */
+    struct rp_gather *g;
     unsigned pause_us;
 };
 
@@ -62,6 +63,7 @@ static void far_refused(void *ctx, int rc, const struct rp_error *why)
     f->refused++;
     f->why = *why;
     pthread_mutex_unlock(&f->lock);
+    rp_gather_shutdown(f->g);
 }
 
 static void far_ended(void *ctx, unsigned lane, const char *transport, int rc, unsigned left)
@@ -84,10 +86,9 @@ static uint64_t far_records(struct far *f)
 static struct rp_gather *far_create(struct far *f)
 {
     const struct rp_gather_events ev = {.ctx = f, .feed = far_feed, .taken = far_taken, .refused = far_refused, .lane_ended = far_ended};
-    struct rp_gather *g;
     pthread_mutex_init(&f->lock, NULL);
-    cr_assert_eq(rp_gather_create(&ev, &g, NULL), 0);
-    return g;
+    cr_assert_eq(rp_gather_create(&ev, &f->g, NULL), 0);
+    return f->g;
 }
 
 struct near {

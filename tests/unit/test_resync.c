@@ -57,7 +57,7 @@ static void serve(const char *scheme, uint64_t staging_bytes)
     if (strcmp(scheme, "unix") == 0)
         snprintf(text, sizeof(text), "unix:/tmp/rp-resync-%d", getpid());
     else
-        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 20000);
+        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 12000);
     cr_assert_eq(rp_uri_parse(text, &standby.uri, &err), 0, "%s", err.text);
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &image, staging_bytes, &standby.image, &err), 0);
     cr_assert_eq(rp_listen(&standby.uri, &l, &err), 0, "%s", err.text);
@@ -166,6 +166,15 @@ static unsigned count_events(const char *name, const char *holding)
     return found;
 }
 
+static void print_events(const char *name)
+{
+    struct rp_event all[256];
+    unsigned n = rp_events_copy(events, all, 256);
+    for (unsigned i = 0; i < n; i++)
+        if (strcmp(all[i].name, name) == 0)
+            printf("%s %s\n", name, all[i].data);
+}
+
 /* Both ends hold the same; everything is put away. */
 static void finish(struct rp_protect *p)
 {
@@ -259,6 +268,7 @@ static void fails_at(const char *fault, uint64_t staging_bytes, uint64_t change,
     wait_protected(p, 1);
     for (unsigned ms = 0; ms < LONG_MS && count_events("RESYNC", "") + count_events("FULL_SYNC", "") < 2; ms++)
         usleep(1000);
+    print_events("PROTECT_LOST");
     printf("%s: %lu losses, %u resyncs\n", fault, status.losses, count_events("RESYNC", ""));
     cr_assert_eq(count_events("RESYNC", ""), resyncs);
     finish_quiet(p);
