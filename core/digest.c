@@ -64,6 +64,11 @@ void rp_digest_update(struct rp_digest *d, uint64_t gfn, struct rp_hash128 h)
     rp_digest_update_delta(d, gfn, h, &d->sum);
 }
 
+void rp_digest_touch(struct rp_digest *d, uint64_t gfn)
+{
+    __atomic_fetch_or(&d->pages[gfn].lo, 0, __ATOMIC_RELAXED);
+}
+
 void rp_digest_add(struct rp_digest *d, struct rp_hash128 delta)
 {
     d->sum.lo += delta.lo;

@@ -30,6 +30,9 @@ void rp_digest_fini(struct rp_digest *d);
 void rp_digest_update(struct rp_digest *d, uint64_t gfn, struct rp_hash128 h);
 /* Same for workers that own disjoint pages: the change of the sum goes to *delta, added later by the owner. */
 void rp_digest_update_delta(struct rp_digest *d, uint64_t gfn, struct rp_hash128 h, struct rp_hash128 *delta);
+/* Page `gfn`, and its neighbours, are about to get a hash for the first time: their memory is had now. To read it first, and to write it
+ * then, would take it twice. Any thread. */
+void rp_digest_touch(struct rp_digest *d, uint64_t gfn);
 void rp_digest_add(struct rp_digest *d, struct rp_hash128 delta);
 /* From scratch over the whole view: what a test, or a restore that loaded directly, compares with. */
 struct rp_hash128 rp_digest_of(const struct rp_ram_view *ram);

@@ -132,12 +132,16 @@ uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max)
     return n;
 }
 
-uint64_t rp_capture_name(struct rp_capture *c)
+uint64_t rp_capture_name(struct rp_capture *c, uint64_t max)
 {
     uint64_t count = rp_pageset_count(&c->pending), named = 0;
+    if (count > max)
+        count = max;
     if (!grow(c, count))
         return 0;
-    for (uint64_t g = rp_pageset_next(&c->pending, 0); g < c->pending.bits; g = rp_pageset_next(&c->pending, g + 1)) {
+    for (uint64_t g = rp_pageset_next(&c->pending, 0); named < count && g < c->pending.bits; g = rp_pageset_next(&c->pending, g + 1)) {
+        rp_pageset_unset(&c->pending, g);
+        named++;
         if (c->where[g]) {
             /* The copy is stale; copying again is cheaper than finding it in the list. */
             memcpy(rp_arena_page(c->arena, c->list[c->where[g] - 1].slot), rp_ram_page(&c->ram, g), RP_PAGE_SIZE);
@@ -145,9 +149,7 @@ uint64_t rp_capture_name(struct rp_capture *c)
         }
         c->list[c->n] = (struct rp_captured){.gfn = g, .slot = RP_SLOT_NONE};
         c->where[g] = (uint32_t)++c->n;
-        named++;
     }
-    rp_pageset_clear(&c->pending);
     return named;
 }
 

@@ -37,8 +37,9 @@ void rp_capture_fini(struct rp_capture *c);
 uint64_t rp_capture_need(const struct rp_capture *c);
 /* Copies pending pages, at most `max` of them, as far as there are slots; they leave pending. Returns how many. */
 uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max);
-/* Names all pending pages without copying (slot RP_SLOT_NONE): for a machine that stands still until they are sent. */
-uint64_t rp_capture_name(struct rp_capture *c);
+/* Names pending pages, at most `max` of them, without copying (slot RP_SLOT_NONE): the encoder reads them. No cut may come before it
+ * has, unless the machine stands still from then on. Returns how many. */
+uint64_t rp_capture_name(struct rp_capture *c, uint64_t max);
 /* Hands the list over: a malloc'ed array, the caller's. NULL when empty. */
 struct rp_captured *rp_capture_take(struct rp_capture *c, uint64_t *n);
 

@@ -19,10 +19,10 @@ static void copy_avx2(uint8_t *to, const uint8_t *from, const uint8_t *next, boo
             _mm256_stream_si256(out + 2, c);
             _mm256_stream_si256(out + 3, d);
         } else {
-            _mm256_store_si256(out, a);
-            _mm256_store_si256(out + 1, b);
-            _mm256_store_si256(out + 2, c);
-            _mm256_store_si256(out + 3, d);
+            _mm256_storeu_si256(out, a);
+            _mm256_storeu_si256(out + 1, b);
+            _mm256_storeu_si256(out + 2, c);
+            _mm256_storeu_si256(out + 3, d);
         }
     }
     if (far)
@@ -41,7 +41,7 @@ static void copy_sse2(uint8_t *to, const uint8_t *from, const uint8_t *next, boo
             if (far)
                 _mm_stream_si128(out + k, v);
             else
-                _mm_store_si128(out + k, v);
+                _mm_storeu_si128(out + k, v);
         }
     }
     if (far)

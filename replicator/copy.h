@@ -12,7 +12,7 @@
 
 #include <stdbool.h>
 
-/* `to`: 64-byte aligned. `next`: the page that will be copied after this one (any address; it is fetched ahead). `far`: nobody
+/* `to`: any address; `far`: 64-byte aligned. `next`: the page that will be copied after this one (any address; it is fetched ahead). `far`: nobody
  * reads the copy soon, or there are so many that caches cannot hold them: it goes around the caches. */
 void rp_copy_page(uint8_t *to, const uint8_t *from, const uint8_t *next, bool far);
 

@@ -21,7 +21,7 @@ struct rp_emitter {
     bool started;               /* engine thread: to be joined */
     struct rp_queue queue;
     _Atomic bool abandoned;
-    _Atomic uint64_t disk_queued, disk_emitted, bytes;
+    _Atomic uint64_t disk_queued, disk_emitted, live_queued, bytes;
     struct { _Atomic uint64_t sent_pages, equal_pages, wire_bytes; } synced;    /* of the first epoch; wire_bytes last */
 
     /* emitter thread, once started */
@@ -200,13 +200,23 @@ static int emit_end(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
     return rc;
 }
 
+static int emit_pages(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err)
+{
+    int rc = rp_encoder_run(m->encoder, msg->epoch, msg->pass, msg->pages, msg->n, emit_record, m, &m->records, &m->entries, err);
+    if (msg->live) {
+        atomic_fetch_sub(&m->live_queued, msg->n);
+        m->cfg.wake(m->cfg.ctx);
+    }
+    return rc;
+}
+
 static int emit_message(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err)
 {
     switch (msg->kind) {
     case RP_MSG_EPOCH:
         return emit_epoch(m, msg, err);
     case RP_MSG_PAGES:
-        return rp_encoder_run(m->encoder, msg->epoch, msg->pass, msg->pages, msg->n, emit_record, m, &m->records, &m->entries, err);
+        return emit_pages(m, msg, err);
     case RP_MSG_DISK:
         return emit_disk(m, msg, err);
     case RP_MSG_END:
@@ -302,6 +312,8 @@ int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
         return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
     if (msg->kind == RP_MSG_DISK)
         atomic_fetch_add(&m->disk_queued, msg->disk.len);
+    if (msg->kind == RP_MSG_PAGES && msg->live)
+        atomic_fetch_add(&m->live_queued, msg->n);
     if (rp_queue_push(&m->queue, msg) < 0) {
         rp_message_free(msg);
         return rp_error_set(err, EPIPE, "the emitter has ended");
@@ -360,6 +372,11 @@ void rp_emitter_destroy(struct rp_emitter *m)
 uint64_t rp_emitter_disk_queued(const struct rp_emitter *m)
 {
     return atomic_load(&m->disk_queued);
+}
+
+uint64_t rp_emitter_live_queued(const struct rp_emitter *m)
+{
+    return atomic_load(&m->live_queued);
 }
 
 uint64_t rp_emitter_disk_emitted(const struct rp_emitter *m)

@@ -22,6 +22,7 @@ struct rp_message {
     struct rp_captured *pages;          /* PAGES: malloc'ed */
     uint64_t n;
     uint32_t pass;
+    bool live;                          /* PAGES: the encoder reads guest RAM (rp_emitter_live_queued) */
     struct rp_sections sections;        /* END */
     struct rp_buf disk;                 /* DISK, END */
     struct rp_epoch_trailer trailer;    /* END: counts and digest are filled in here */
@@ -39,7 +40,7 @@ struct rp_emitter_config {
     const struct rp_hash128 *held;  /* [ram.gfn_end] what the sink holds already; NULL: zeroes. Borrowed by create */
     /* Emitter thread: emitting failed for good. */
     void (*fail)(void *ctx, int rc, const struct rp_error *why);
-    /* Emitter thread: there is room again for DISK records (rp_emitter_disk_queued). */
+    /* Emitter thread: there is room again (rp_emitter_disk_queued, rp_emitter_live_queued). */
     void (*wake)(void *ctx);
     void *ctx;
 };
@@ -73,6 +74,7 @@ void rp_emitter_synced(const struct rp_emitter *m, struct rp_sync_stats *out);
 uint64_t rp_emitter_cpu_ns(struct rp_emitter *m);               /* of its threads; engine's thread */
 /* Any thread. */
 uint64_t rp_emitter_disk_queued(const struct rp_emitter *m);    /* bytes of DISK records that wait */
+uint64_t rp_emitter_live_queued(const struct rp_emitter *m);    /* pages of `live` messages that were not read yet */
 uint64_t rp_emitter_disk_emitted(const struct rp_emitter *m);
 uint64_t rp_emitter_bytes(const struct rp_emitter *m);          /* emitted, headers included */
 const struct rp_encode_stats *rp_emitter_stats(const struct rp_emitter *m);

@@ -2,6 +2,7 @@
 
 #include "core/clock.h"
 #include "core/pool.h"
+#include "replicator/copy.h"
 #include "replicator/fingerprint.h"
 
 #include <errno.h>
@@ -16,6 +17,7 @@
 #define VAIN_SKIPS 15u      /* a page on which a codec failed is not tried with it for so many turns */
 #define PROBE_FRAMES 4u     /* while deltas do not pay, fingerprints are kept of one frame in so many */
 #define KEEP_PRINTS 64u     /* epochs: for so long after the cache was last too small */
+#define HASHES_PER_PAGE (RP_PAGE_SIZE / sizeof(struct rp_hash128))
 #define PRICE_MIN 1.0       /* ns a byte costs both sides at least: checksums, copies, system calls */
 #define COST_STEP_NS 200.0  /* by how much more than twice itself one sample may say that the cost is */
 
@@ -32,7 +34,7 @@ struct payoff {
 struct worker {
     struct rp_encoder *e;
     struct payoff lz4, delta;
-    struct rp_buf record;
+    struct rp_buf record;       /* has room for a chunk */
     uint8_t scratch[RP_PAGE_SIZE];
 };
 
@@ -64,6 +66,7 @@ struct rp_encoder {
     struct rp_encode_stats stats;
     struct rp_pool *pool;
     struct worker *workers;     /* one per pool thread, the last is the caller's */
+    unsigned nworkers;
     pthread_mutex_t emit_lock;
 };
 
@@ -116,14 +119,30 @@ struct chunk {
     uint64_t gfns[RP_ENCODE_CHUNK];
     uint32_t slots[RP_ENCODE_CHUNK];
     uint32_t parents[RP_ENCODE_CHUNK];
+    const uint8_t *pages[RP_ENCODE_CHUNK];
     uint8_t kind[RP_ENCODE_CHUNK];      /* PAGE_* */
     struct rp_hash128 delta;
 };
 enum { PAGE_SAME, PAGE_ZERO, PAGE_DATA };
 
-static const uint8_t *page_of(struct rp_encoder *e, uint64_t gfn, uint32_t slot)
+/* Bytes of a record's beginning, before its payloads. */
+static size_t head_bytes(uint32_t entries)
 {
-    return slot == RP_SLOT_NONE ? rp_ram_page(&e->ram, gfn) : rp_arena_page(e->arena, slot);
+    return RP_RECORD_HEADER + 8 + 8 * (size_t)entries;
+}
+
+/*
+ * Page i as it is hashed and sent. What is read out of guest RAM is read once, to where in the record it belongs if all of the chunk
+ * travels as it is; what travels otherwise moves towards the front, over what has moved already.
+ */
+static const uint8_t *take_page(struct worker *w, const struct chunk *c, uint32_t i)
+{
+    const struct rp_ram_view *ram = &w->e->ram;
+    if (c->slots[i] != RP_SLOT_NONE)
+        return rp_arena_page(w->e->arena, c->slots[i]);
+    uint8_t *to = w->record.data + head_bytes(c->n) + (size_t)i * RP_PAGE_SIZE;
+    rp_copy_page(to, rp_ram_page(ram, c->gfns[i]), rp_ram_page(ram, c->gfns[i + 1 < c->n ? i + 1 : i]), false);
+    return to;
 }
 
 /* Hashes every page, updates the digest, and says which have to travel. Returns the number of entries at most. */
@@ -132,8 +151,10 @@ static uint32_t classify(struct worker *w, struct chunk *c)
     struct rp_encoder *e = w->e;
     uint32_t travel = 0;
     for (uint32_t i = 0; i < c->n; i++) {
-        const uint8_t *p = page_of(e, c->gfns[i], c->slots[i]);
-        struct rp_hash128 h = rp_page_hash(c->gfns[i], p);
+        c->pages[i] = take_page(w, c, i);
+        if (i == 0 || c->gfns[i] / HASHES_PER_PAGE != c->gfns[i - 1] / HASHES_PER_PAGE)
+            rp_digest_touch(e->digest, c->gfns[i]);
+        struct rp_hash128 h = rp_page_hash(c->gfns[i], c->pages[i]);
         const struct rp_hash128 *had = &e->digest->pages[c->gfns[i]];
         if (h.lo == had->lo && h.hi == had->hi) {
             c->kind[i] = PAGE_SAME;
@@ -213,7 +234,7 @@ static uint8_t encode_page(struct worker *w, uint64_t gfn, const uint8_t *page, 
     }
     if (!*len) {
         *len = RP_PAGE_SIZE;
-        rp_buf_put(b, page, RP_PAGE_SIZE);
+        memmove(rp_buf_extend(b, RP_PAGE_SIZE), page, RP_PAGE_SIZE);
         return RP_CODEC_RAW;
     }
     rp_buf_put(b, w->scratch, *len);
@@ -231,13 +252,11 @@ static void put_entry(uint8_t *at, uint64_t gfn, uint8_t codec, uint16_t arg)
 static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel, uint64_t epoch, uint32_t pass)
 {
     struct rp_buf *b = &w->record;
-    rp_buf_reset(b);
     rp_record_open(b, RP_REC_RAM, 0);
     rp_buf_u32(b, pass);
     rp_buf_u32(b, travel);
     size_t table = b->len;
-    if (!rp_buf_extend(b, (size_t)travel * 8) || rp_buf_reserve(b, (size_t)travel * RP_PAGE_SIZE) < 0)
-        return 0;
+    rp_buf_extend(b, (size_t)travel * 8);
     uint32_t k = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         if (c->kind[i] == PAGE_SAME)
@@ -250,7 +269,7 @@ static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel,
         }
         const uint8_t *parent = c->parents[i] == RP_SLOT_NONE ? NULL : rp_arena_page(w->e->arena, c->parents[i]);
         uint32_t len;
-        uint8_t codec = encode_page(w, c->gfns[i], page_of(w->e, c->gfns[i], c->slots[i]), parent, epoch, b, &len);
+        uint8_t codec = encode_page(w, c->gfns[i], c->pages[i], parent, epoch, b, &len);
         uint16_t arg = codec == RP_CODEC_RAW ? 1 : (uint16_t)len;
         put_entry(b->data + table + 8 * (size_t)k++, c->gfns[i], codec, arg);
         count(w->e, codec, len);
@@ -267,6 +286,7 @@ static void run_chunk(struct worker *w, struct job *j, uint64_t first)
         c.slots[i] = j->pages[first + i].slot;
     }
     rp_arena_take(e->arena, c.gfns, c.n, j->epoch, c.parents);
+    rp_buf_reset(&w->record);
     uint32_t travel = classify(w, &c);
     uint32_t entries = travel ? write_record(w, &c, travel, j->epoch, j->pass) : 0;
     rp_arena_retire(e->arena, c.gfns, c.slots, c.parents, c.n, j->epoch);
@@ -276,8 +296,7 @@ static void run_chunk(struct worker *w, struct job *j, uint64_t first)
     j->delta.lo += c.delta.lo;
     j->delta.hi += c.delta.hi;
     if (entries && j->rc == 0) {
-        j->rc = w->record.failed ? rp_error_set(&j->err, ENOMEM, "no memory for a RAM record")
-                                 : j->emit(j->ctx, &w->record, &j->err);
+        j->rc = j->emit(j->ctx, &w->record, &j->err);
         j->records++;
         j->entries += entries;
     }
@@ -334,6 +353,7 @@ int rp_encoder_create(struct rp_arena *arena, const struct rp_ram_view *ram, str
         free(e);
         return rp_error_set(err, ENOMEM, "no memory for the encoder");
     }
+    e->nworkers = threads + 1;
     e->arena = arena;
     e->ram = *ram;
     e->digest = digest;
@@ -344,6 +364,9 @@ int rp_encoder_create(struct rp_arena *arena, const struct rp_ram_view *ram, str
         e->workers[i] = (struct worker){.e = e, .lz4 = {.on = true, .saved_bytes = RP_PAGE_SIZE},
                                         .delta = {.on = true, .saved_bytes = RP_PAGE_SIZE}};
     int rc = rp_fingerprints_create(ram->gfn_end, &e->prints, err);
+    for (unsigned i = 0; rc == 0 && i <= threads; i++)
+        if (rp_buf_reserve(&e->workers[i].record, head_bytes(RP_ENCODE_CHUNK) + RP_ENCODE_CHUNK * RP_PAGE_SIZE) < 0)
+            rc = rp_error_set(err, ENOMEM, "no memory for the encoder");
     if (rc == 0 && !(e->vain = calloc(ram->gfn_end, 1)))
         rc = rp_error_set(err, ENOMEM, "no memory for the encoder");
     if (rc == 0)
@@ -360,9 +383,8 @@ void rp_encoder_destroy(struct rp_encoder *e)
 {
     if (!e)
         return;
-    unsigned threads = e->pool ? rp_pool_threads(e->pool) : 0;
     rp_pool_destroy(e->pool);
-    for (unsigned i = 0; i <= threads; i++)
+    for (unsigned i = 0; i < e->nworkers; i++)
         rp_buf_fini(&e->workers[i].record);
     rp_fingerprints_destroy(e->prints);
     free(e->vain);

@@ -23,7 +23,7 @@
 
 struct rp_captured {
     uint64_t gfn;
-    uint32_t slot;      /* arena slot with the contents, or RP_SLOT_NONE: read guest RAM (the machine stands still) */
+    uint32_t slot;      /* arena slot with the contents, or RP_SLOT_NONE: read guest RAM, once; it may change meanwhile */
     uint32_t reserved;
 };
 

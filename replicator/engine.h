@@ -22,6 +22,8 @@
  * E6  Memory: the arena, plus 8 bytes a page of bookkeeping (copy-on-write, from when it is used: 4 more), 16 of digest; `depth`
  *     epochs of device state.
  * E7  What is write-protected is let go before the epoch is handed over, whether somebody still takes it or not (cow.h).
+ * E8  Pages of the first pass are read by the encoders, while the guest runs; all have been before the next harvest: what is read
+ *     is what the epoch may hold, or it is dirty again and is sent again.
  *
  * Threads: "engine", "emit", encoders, capture helpers, "cow faults". The public calls are for one control thread; stats any.
  */

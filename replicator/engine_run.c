@@ -10,6 +10,8 @@
 
 #define MAX_PASSES 30u          /* of a full epoch: then the cut comes, however much is dirty still */
 #define PASS_CHUNK 2048u        /* pages handed to the emitter at a time while the guest runs */
+#define LIVE_CHUNK 8192u        /* pages named at a time for the encoders to read: they come together at its end */
+#define LIVE_QUEUED 16384u      /* pages that may wait for them */
 #define DISK_CHUNK (1u << 20)   /* bytes of a disk's initial copy asked for at a time */
 #define DISK_QUEUED (8u << 20)  /* bytes of DISK records that may wait for the emitter */
 #define TICK_NS 100000000u      /* longest wait for anything without looking around */
@@ -48,7 +50,7 @@ static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
     return hand_over(e, m, err);
 }
 
-int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, struct rp_error *err)
+int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, bool live, struct rp_error *err)
 {
     struct rp_message *m = rp_message_new(RP_MSG_PAGES);
     if (!m) {
@@ -58,16 +60,17 @@ int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t
     m->pages = pages;
     m->n = n;
     m->pass = e->pass;
+    m->live = live;
     return hand_over(e, m, err);
 }
 
 /* Hands the captured list to the emitter. */
-static int hand_pages(struct rp_engine *e, struct rp_error *err)
+static int hand_pages(struct rp_engine *e, bool live, struct rp_error *err)
 {
     e->again += e->capture.again;
     uint64_t n;
     struct rp_captured *pages = rp_capture_take(&e->capture, &n);
-    return pages ? rp_engine_hand_part(e, pages, n, err) : 0;
+    return pages ? rp_engine_hand_part(e, pages, n, live, err) : 0;
 }
 
 static int harvest(struct rp_engine *e, struct rp_error *err)
@@ -116,22 +119,29 @@ static int hand_disk(struct rp_engine *e, struct rp_buf *disk, struct rp_error *
     return hand_over(e, m, err);
 }
 
+/* Until no more than `max` of what `queued` counts wait for the emitter. */
+static int await_emitter(struct rp_engine *e, uint64_t (*queued)(const struct rp_emitter *), uint64_t max, struct rp_error *err)
+{
+    while (queued(e->emitter) > max && !rp_engine_over(e)) {
+        rp_engine_wait_for(e, rp_clock_ns() + TICK_NS);
+        int late = rp_engine_govern(e, false, err);
+        if (late < 0)
+            return late;
+    }
+    return rp_engine_over(e) ? -ECANCELED : 0;
+}
+
 /* Takes what the source has kept of its disks, and `max` bytes of their initial copy. 1: there is more of that. */
 static int pull_disks(struct rp_engine *e, size_t max, struct rp_error *err)
 {
     struct rp_buf disk = {0};
     if (!e->disks)
         return 0;
-    while (rp_emitter_disk_queued(e->emitter) > DISK_QUEUED && !rp_engine_over(e)) {
-        rp_engine_wait_for(e, rp_clock_ns() + TICK_NS);
-        int late = rp_engine_govern(e, false, err);
-        if (late < 0)
-            return late;
-    }
-    if (rp_engine_over(e))
-        return -ECANCELED;
+    int rc = await_emitter(e, rp_emitter_disk_queued, DISK_QUEUED, err);
+    if (rc < 0)
+        return rc;
     int more = e->src->ops->disk_pull(e->src, &disk, max, err);
-    int rc = more < 0 ? more : hand_disk(e, &disk, err);
+    rc = more < 0 ? more : hand_disk(e, &disk, err);
     rp_buf_fini(&disk);
     return rc < 0 ? rc : more;
 }
@@ -177,7 +187,7 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
         uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK);
         rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
-        int rc = hand_pages(e, err);
+        int rc = hand_pages(e, false, err);
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc == 0)
@@ -188,6 +198,27 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
     e->pass++;
     atomic_store(&e->passes, e->pass);
     return 0;
+}
+
+/* The first pass, all of RAM: the encoders read it while the guest runs, which saves a copy of each page. Over only when they have: a page
+ * that were read later could be newer than what is harvested next (E8). */
+static int stream_live(struct rp_engine *e, struct rp_error *err)
+{
+    int rc;
+    while (rp_pageset_next(&e->capture.pending, 0) < e->capture.pending.bits) {
+        rc = await_emitter(e, rp_emitter_live_queued, LIVE_QUEUED, err);
+        if (rc < 0)
+            return rc;
+        atomic_fetch_add(&e->done_pages, rp_capture_name(&e->capture, LIVE_CHUNK));
+        rc = hand_pages(e, true, err);
+        if (rc == 0)
+            rc = pull_disks(e, 0, err);
+        if (rc < 0)
+            return rc;
+    }
+    rc = await_emitter(e, rp_emitter_live_queued, 0, err);
+    atomic_store(&e->passes, ++e->pass);
+    return rc;
 }
 
 /* How many pages the pause may cost: what can be copied (or, for a final cut, sent) within the goal. */
@@ -209,7 +240,7 @@ static int sync_passes(struct rp_engine *e, struct rp_error *err)
     uint64_t before = UINT64_MAX;
     for (unsigned i = 0; i < MAX_PASSES; i++) {
         uint64_t pages = rp_pageset_count(&e->capture.pending), t0 = rp_clock_ns();
-        int rc = stream_pending(e, err);
+        int rc = i == 0 ? stream_live(e, err) : stream_pending(e, err);
         if (rc < 0)
             return rc;
         uint64_t ns = rp_clock_ns() - t0;
@@ -239,7 +270,7 @@ static int early_pass(struct rp_engine *e, struct rp_error *err)
     if (rp_pageset_next(&e->capture.pending, 0) == e->capture.pending.bits &&
         rp_arena_available(e->arena) > rp_arena_slots(e->arena) / 4)
         return 0;
-    rc = hand_pages(e, err);    /* slots are short: these pages travel now, as a pass of their own */
+    rc = hand_pages(e, false, err);    /* slots are short: these pages travel now, as a pass of their own */
     if (rc == 0)
         rc = stream_pending(e, err);
     return rc;
@@ -268,7 +299,7 @@ static bool capture_cut(struct rp_engine *e, bool final, uint64_t dirty, uint64_
 {
     *held = 0;
     if (final) {
-        rp_capture_name(&e->capture);
+        rp_capture_name(&e->capture, UINT64_MAX);
         return true;
     }
     if (rp_capture_need(&e->capture) > rp_arena_available(e->arena))
@@ -335,7 +366,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     sections = (struct rp_sections){0};
     disk = (struct rp_buf){0};
     rp_engine_cow_note(e);
-    rc = hand_pages(e, err);
+    rc = hand_pages(e, false, err);
     int cow = rp_engine_cow_hand(e, dirty, rc < 0 ? NULL : err);
     rc = rc < 0 ? rc : cow;
     if (rc < 0)
@@ -360,7 +391,7 @@ static int cut_until_done(struct rp_engine *e, enum rp_epoch_reason reason, bool
             return rc;
         rc = rp_engine_govern(e, true, err);
         if (rc == 0)
-            rc = hand_pages(e, err);
+            rc = hand_pages(e, false, err);
         if (rc == 0)
             rc = stream_pending(e, err);
         if (rc < 0)

@@ -198,6 +198,17 @@ static int look_at_job(struct rp_client *c, const char *id, void (*progress)(voi
     return rc;
 }
 
+/* Until the VM says something (that a job's state has changed, perhaps), or it is time to look at the progress. */
+static int await_news(struct rp_client *c, struct rp_error *err)
+{
+    json_t *m = NULL;
+    int rc = take_line(c, &m, err);
+    if (rc == 0)
+        rc = fill(c, POLL_JOB_MS, err);
+    json_decref(m);
+    return rc < 0 ? rc : 0;
+}
+
 int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                        const bool *interrupted, struct rp_error *err)
 {
@@ -210,10 +221,8 @@ int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(voi
         }
         if (rc < 0 && cancelled)
             err->exit = RP_EXIT_INTERRUPTED;
-        if (rc != 0)
+        if (rc != 0 || (rc = await_news(c, err)) < 0)
             return rc < 0 ? rc : 0;
-        struct timespec pause = {.tv_nsec = POLL_JOB_MS * 1000000L};
-        nanosleep(&pause, NULL);
     }
 }
 
