@@ -51,7 +51,7 @@ int rp_arena_create(uint64_t bytes, uint64_t gfn_end, struct rp_arena **out, str
     }
     madvise(a->pages, a->bytes, MADV_HUGEPAGE);
     for (uint32_t i = 0; i < a->nslots; i++)
-        a->free[i] = a->nslots - 1 - i;     /* low slots first: a small working set touches little memory */
+        a->free[i] = a->nslots - 1 - i;
     a->nfree = a->nslots;
     for (uint64_t g = 0; g < gfn_end; g++)
         a->cached[g] = RP_SLOT_NONE;
@@ -75,6 +75,13 @@ void rp_arena_destroy(struct rp_arena *a)
     free(a->free);
     free(a->cached);
     free(a);
+}
+
+void rp_arena_populate(struct rp_arena *a)
+{
+    if (madvise(a->pages, a->bytes, MADV_POPULATE_WRITE) < 0) {
+        /* then each slot's first use brings its memory */
+    }
 }
 
 uint8_t *rp_arena_page(struct rp_arena *a, uint32_t slot)

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define CLEAR_GAP 2048u         /* words without a bit that one call to clear may span: another call costs more */
 #define RING_ENTRIES 65536u     /* per vCPU; 1 MiB. More makes a look at a full ring long, fewer makes exits */
 
 struct rp_dirty {
@@ -150,7 +151,7 @@ static int clear_log(struct rp_dirty *d, uint32_t slot, uint64_t first, uint64_t
     return 0;
 }
 
-/* Merges the scratch bitmap and clears runs of words that have bits: clearing costs per call and per word. */
+/* Merges the scratch bitmap and clears runs of words that have bits: clearing costs per call and, much less, per word. */
 static int take_log(struct rp_dirty *d, uint32_t slot, struct rp_pageset *set, struct rp_error *err)
 {
     const struct rp_ram_region *r = &d->ram->view.regions[slot];
@@ -165,7 +166,7 @@ static int take_log(struct rp_dirty *d, uint32_t slot, struct rp_pageset *set, s
             if (run == UINT64_MAX)
                 run = w;
             gap = 0;
-        } else if (run != UINT64_MAX && ++gap == 64) {
+        } else if (run != UINT64_MAX && ++gap == CLEAR_GAP) {
             rc = d->manual ? clear_log(d, slot, run * 64, (w - run + 1) * 64, err) : 0;
             run = UINT64_MAX;
         }

@@ -64,12 +64,8 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
 {
     struct rp_clock_state clock;
     struct rp_section machine = {.instance = 0, .version = rp_machine_table.version};
-    int rc = rp_vcpus_collect(m->vcpus, err);
+    int rc = 0;
 
-    if (rc == 0)
-        rc = rp_clock_read_guest(m->vmfd, m->vcpus->v[0].fd, &clock, err);
-    if (rc < 0)
-        return rc;
     if (m->st_bytes.len == 0)       /* constant: encoded once */
         rp_state_encode(&rp_machine_table, &m->st, &m->st_bytes);
     snprintf(machine.name, sizeof machine.name, "%s", rp_machine_table.name);
@@ -77,19 +73,25 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     machine.len = (uint32_t)m->st_bytes.len;
     if (m->st_bytes.failed || rp_sections_put(out, &machine) < 0)
         return rp_error_set(err, ENOMEM, "machine: out of memory");
-    rc = add(out, &rp_clock_table, 0, &clock, err);
+    for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {     /* while the vCPUs take their own (VCPU-4) */
+        const struct rp_device *d = &m->devices[i];
+        if (d->ops->save)
+            rc = d->ops->save(d->dev, out, d->instance, err);
+    }
+    if (rc == 0)
+        rc = rp_vcpus_collect(m->vcpus, err);
+    if (rc == 0)
+        rc = rp_clock_read_guest(m->vmfd, m->vcpus->v[0].fd, &clock, err);
+    if (rc == 0)
+        rc = add(out, &rp_clock_table, 0, &clock, err);
     for (unsigned i = 0; i < m->vcpus->n && rc == 0; i++) {
         struct rp_vcpu_state *s = m->vcpus->v[i].state;
         s->tsc += clock.host_tsc;   /* offset + host TSC of that instant */
         rc = add(out, &rp_vcpu_table, i, s, err);
         s->tsc -= clock.host_tsc;
     }
-    for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {
-        const struct rp_device *d = &m->devices[i];
-        if (d->ops->save)
-            rc = d->ops->save(d->dev, out, d->instance, err);
-    }
-    *guest_ns = clock.kvmclock_ns;
+    if (rc == 0)
+        *guest_ns = clock.kvmclock_ns;
     return rc;
 }
 

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@
 
 #define KICK_SIGNAL SIGRTMIN
 #define THROTTLE_PERIOD_NS 10000000u
+#define WATCH_NS 500000u        /* a thread watches for another before it sleeps */
 
 static void kick_handler(int sig)
 {
@@ -164,6 +166,48 @@ static void settle(struct rp_vcpu *v)
 
 /* --- the gang --- */
 
+/* Until all vCPUs count. Gang lock held; given up meanwhile. */
+static void await_all(struct rp_vcpus *g, const _Atomic unsigned *count)
+{
+    uint64_t until = rp_clock_ns() + WATCH_NS;
+
+    if (g->watch && atomic_load(count) < g->n) {
+        pthread_mutex_unlock(&g->lock);
+        while (atomic_load_explicit(count, memory_order_acquire) < g->n && rp_clock_ns() < until)
+            __builtin_ia32_pause();
+        pthread_mutex_lock(&g->lock);
+    }
+    while (atomic_load(count) < g->n)
+        pthread_cond_wait(&g->still, &g->lock);
+}
+
+/* Until somebody wants something else than to hold, a moment at most. Likewise. */
+static void watch_want(struct rp_vcpus *g)
+{
+    uint64_t until = rp_clock_ns() + WATCH_NS;
+
+    pthread_mutex_unlock(&g->lock);
+    while (atomic_load_explicit(&g->want, memory_order_acquire) == RP_GANG_HOLD && rp_clock_ns() < until)
+        __builtin_ia32_pause();
+    pthread_mutex_lock(&g->lock);
+}
+
+static void count_in(struct rp_vcpus *g, bool *is, _Atomic unsigned *count)
+{
+    if (*is)
+        return;
+    *is = true;
+    if (atomic_fetch_add(count, 1) + 1 == g->n)
+        pthread_cond_signal(&g->still);
+}
+
+static void count_out(bool *is, _Atomic unsigned *count)
+{
+    if (*is)
+        atomic_fetch_sub(count, 1);
+    *is = false;
+}
+
 /* Waits outside of the guest until it may go on; false: quit. Gang lock held on entry and exit. */
 static bool wait_outside(struct rp_vcpu *v)
 {
@@ -176,6 +220,7 @@ static bool wait_outside(struct rp_vcpu *v)
             return false;
         if (!held && !nap)
             return true;
+        count_in(g, &v->still, &g->nstill);
         if (g->save && !v->saved && !v->out) {
             pthread_mutex_unlock(&g->lock);     /* in parallel with the others; nobody touches it before `out` */
             v->save_rc = rp_vcpu_save(v, v->state, &v->save_error);
@@ -184,9 +229,11 @@ static bool wait_outside(struct rp_vcpu *v)
             continue;
         }
         if (!v->out) {
-            v->out = true;
-            if (++g->nout == g->n)
-                pthread_cond_signal(&g->still);
+            count_in(g, &v->out, &g->nout);
+            if (g->save && g->watch) {
+                watch_want(g);
+                continue;
+            }
         }
         if (nap) {
             struct timespec ts = rp_timespec(g->nap_until_ns);
@@ -204,10 +251,8 @@ static bool next_run(struct rp_vcpu *v)
 
     pthread_mutex_lock(&g->lock);
     on = wait_outside(v);
-    if (v->out) {
-        v->out = false;
-        g->nout--;
-    }
+    count_out(&v->still, &g->nstill);
+    count_out(&v->out, &g->nout);
     if (on)
         set_immediate_exit(v, 0);
     pthread_mutex_unlock(&g->lock);
@@ -240,7 +285,7 @@ static int make_vcpu(struct rp_vcpus *g, unsigned i, struct rp_error *err)
 
     v->gang = g;
     v->index = i;
-    v->out = true;
+    v->still = v->out = true;
     v->run_bytes = rc > 0 ? (size_t)rc : 0;
     v->state = calloc(1, sizeof *v->state);
     if (!v->state)
@@ -264,6 +309,13 @@ static void install_kick(void)
     sigaction(KICK_SIGNAL, &sa, NULL);
 }
 
+static unsigned cpus_allowed(void)
+{
+    cpu_set_t set;
+
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+}
+
 int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, struct rp_error *err)
 {
     struct rp_vcpus *g = calloc(1, sizeof *g);
@@ -272,7 +324,9 @@ int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, st
     if (!g)
         return rp_error_set(err, ENOMEM, "vcpus: out of memory");
     g->cfg = *cfg;
-    g->n = g->nout = cfg->n;
+    g->n = cfg->n;
+    g->nstill = g->nout = cfg->n;
+    g->watch = cpus_allowed() > cfg->n;
     g->want = RP_GANG_HOLD;
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->go, NULL);
@@ -361,7 +415,7 @@ void rp_vcpus_go(struct rp_vcpus *g)
 static void kick_all(struct rp_vcpus *g)
 {
     for (unsigned i = 0; i < g->n; i++)
-        if (g->v[i].started && !g->v[i].out) {
+        if (g->v[i].started && !g->v[i].still) {
             set_immediate_exit(&g->v[i], 1);
             pthread_kill(g->v[i].thread, KICK_SIGNAL);
         }
@@ -375,9 +429,7 @@ void rp_vcpus_hold(struct rp_vcpus *g, bool save)
     for (unsigned i = 0; i < g->n; i++)
         g->v[i].saved = false;
     kick_all(g);
-    while (g->nout < g->n)
-        pthread_cond_wait(&g->still, &g->lock);
-    g->save = false;
+    await_all(g, save ? &g->nstill : &g->nout);
     pthread_mutex_unlock(&g->lock);
 }
 
@@ -386,6 +438,7 @@ int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err)
     int rc = 0;
 
     pthread_mutex_lock(&g->lock);
+    await_all(g, &g->nout);
     for (unsigned i = 0; i < g->n && rc == 0; i++) {
         struct rp_vcpu *v = &g->v[i];
         if (!v->saved) {

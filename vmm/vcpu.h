@@ -11,6 +11,11 @@
  *         (the instruction that caused it has retired): KVM_RUN was entered once more with immediate_exit set.
  * VCPU-2  The caller of rp_vcpus_hold does not hold the machine lock: a vCPU may need it to complete its exit.
  * VCPU-3  A vCPU thread waits for nothing but the machine lock and the gang's own lock.
+ * VCPU-4  In a hold that saves, the threads take their states after that, in parallel, with each other and with whoever holds them;
+ *         rp_vcpus_collect waits for it. Nothing else uses the vCPUs' descriptors in between.
+ *
+ * A cut is short, and to wake a thread that sleeps on an idle CPU takes as long as its whole work: where there is a CPU for each of them,
+ * the threads that wait for each other in a cut watch for one another before they sleep.
  *
  * Threads: go, hold, throttle come from whoever holds the machine's control lock. The kick is a real-time signal that
  * only vCPU threads have unblocked; immediate_exit closes the race with entering KVM_RUN.
@@ -39,7 +44,8 @@ struct rp_vcpu {
     pthread_t thread;
     bool started;               /* control thread */
     _Atomic int tid;            /* set once by the thread */
-    bool out;                   /* gang lock: outside of KVM_RUN, waiting */
+    bool still;                 /* gang lock: outside of KVM_RUN, last exit complete */
+    bool out;                   /* gang lock: likewise, and waiting: its state was taken, if it was to be */
     bool ended;                 /* gang lock: failed or shut down; does not go on before a reset */
     bool saved;                 /* gang lock: `state` was taken by the thread in this hold */
     int save_rc;                /* vCPU thread until `out`, then the control thread */
@@ -73,9 +79,10 @@ struct rp_vcpus {
 
     pthread_mutex_t lock;       /* the gang lock: a leaf */
     pthread_cond_t go, still;
-    enum { RP_GANG_HOLD, RP_GANG_GO, RP_GANG_QUIT } want;   /* lock */
-    unsigned nout;              /* lock: how many are `out` */
-    bool save;                  /* lock: whoever goes out takes its state first */
+    _Atomic enum rp_gang_want { RP_GANG_HOLD, RP_GANG_GO, RP_GANG_QUIT } want;   /* lock; watched without */
+    _Atomic unsigned nstill, nout;      /* lock: how many are `still`, `out`; watched without */
+    bool save;                  /* lock: a cut: whoever is still takes its state next */
+    bool watch;                 /* there is a CPU for each vCPU and for whoever holds them; constant */
     uint64_t nap_until_ns;      /* lock: throttled until then */
 
     pthread_t ticker;           /* throttle thread, while throttle > 0 */
@@ -89,9 +96,9 @@ int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, st
 void rp_vcpus_destroy(struct rp_vcpus *g);      /* stops and joins first */
 int rp_vcpus_start(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;     /* threads "vcpu N", still */
 void rp_vcpus_go(struct rp_vcpus *g);
-/* Stops all; `save`: each thread takes its state (v[i].state) on the way out. VCPU-1. */
+/* Stops all (VCPU-1); `save`: each thread then takes its state (VCPU-4). */
 void rp_vcpus_hold(struct rp_vcpus *g, bool save);
-/* Takes the state of those that were still already and gives the first error. After rp_vcpus_hold(g, true). */
+/* All states are in v[i].state, also of those that were still before; gives the first error. After rp_vcpus_hold(g, true). */
 int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
 /* Ended vCPUs may run again (guest reset). While still. */
 void rp_vcpus_revive(struct rp_vcpus *g);
