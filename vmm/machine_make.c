@@ -214,6 +214,7 @@ static int remember_initial(struct rp_machine *m, struct rp_error *err)
         if (ioctl(m->vcpus->v[i].fd, KVM_SET_LAPIC, &l) != 0)
             return rp_error_set(err, errno, "vcpu %u: KVM_SET_LAPIC: %m", i);
     }
+    rp_vcpus_save(m->vcpus);
     rc = rp_vcpus_collect(m->vcpus, err);
     for (unsigned i = 0; i < m->cfg.vcpus && rc == 0; i++)
         m->initial[i] = *m->vcpus->v[i].state;

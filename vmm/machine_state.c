@@ -66,13 +66,14 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     struct rp_section machine = {.instance = 0, .version = rp_machine_table.version};
     int rc = 0;
 
+    rp_vcpus_save(m->vcpus);
     if (m->st_bytes.len == 0)       /* constant: encoded once */
         rp_state_encode(&rp_machine_table, &m->st, &m->st_bytes);
     snprintf(machine.name, sizeof machine.name, "%s", rp_machine_table.name);
     machine.bytes = m->st_bytes.data;
     machine.len = (uint32_t)m->st_bytes.len;
     if (m->st_bytes.failed || rp_sections_put(out, &machine) < 0)
-        return rp_error_set(err, ENOMEM, "machine: out of memory");
+        rc = rp_error_set(err, ENOMEM, "machine: out of memory");
     for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {     /* while the vCPUs take their own (VCPU-4) */
         const struct rp_device *d = &m->devices[i];
         if (d->ops->save)

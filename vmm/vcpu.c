@@ -20,6 +20,7 @@
 #define KICK_SIGNAL SIGRTMIN
 #define THROTTLE_PERIOD_NS 10000000u
 #define WATCH_NS 500000u        /* a thread watches for another before it sleeps */
+#define LOOKS 256u              /* some 10 us */
 
 static void kick_handler(int sig)
 {
@@ -162,33 +163,48 @@ static void settle(struct rp_vcpu *v)
     while (ioctl(v->fd, KVM_RUN, 0) == 0 && serve(v))
         ;
     v->run->kvm_valid_regs = 0;
+    v->settled = true;
 }
 
 /* --- the gang --- */
+
+/* Between two looks; false: the moment is over. Whoever is watched for may want this very CPU: now and then it can have it. */
+static bool look_again(unsigned *looks, uint64_t until_ns)
+{
+    __builtin_ia32_pause();
+    if (++*looks % LOOKS == 0)
+        sched_yield();
+    return rp_clock_ns() < until_ns;
+}
 
 /* Until all vCPUs count. Gang lock held; given up meanwhile. */
 static void await_all(struct rp_vcpus *g, const _Atomic unsigned *count)
 {
     uint64_t until = rp_clock_ns() + WATCH_NS;
+    unsigned looks = 0;
 
     if (g->watch && atomic_load(count) < g->n) {
         pthread_mutex_unlock(&g->lock);
-        while (atomic_load_explicit(count, memory_order_acquire) < g->n && rp_clock_ns() < until)
-            __builtin_ia32_pause();
+        while (atomic_load_explicit(count, memory_order_acquire) < g->n && look_again(&looks, until))
+            ;
         pthread_mutex_lock(&g->lock);
     }
     while (atomic_load(count) < g->n)
         pthread_cond_wait(&g->still, &g->lock);
 }
 
-/* Until somebody wants something else than to hold, a moment at most. Likewise. */
-static void watch_want(struct rp_vcpus *g)
+/* Until there is something to do, a moment at most. Likewise. */
+static void watch(struct rp_vcpu *v)
 {
+    struct rp_vcpus *g = v->gang;
+    bool saved = v->saved;
     uint64_t until = rp_clock_ns() + WATCH_NS;
+    unsigned looks = 0;
 
     pthread_mutex_unlock(&g->lock);
-    while (atomic_load_explicit(&g->want, memory_order_acquire) == RP_GANG_HOLD && rp_clock_ns() < until)
-        __builtin_ia32_pause();
+    while (atomic_load_explicit(&g->want, memory_order_acquire) == RP_GANG_HOLD &&
+           (saved || !atomic_load_explicit(&g->save, memory_order_acquire)) && look_again(&looks, until))
+        ;
     pthread_mutex_lock(&g->lock);
 }
 
@@ -201,17 +217,50 @@ static void count_in(struct rp_vcpus *g, bool *is, _Atomic unsigned *count)
         pthread_cond_signal(&g->still);
 }
 
-static void count_out(bool *is, _Atomic unsigned *count)
+static void save_own(struct rp_vcpu *v)
 {
-    if (*is)
-        atomic_fetch_sub(count, 1);
-    *is = false;
+    if (!v->settled)            /* it has not run since its state was last taken, or since it was loaded */
+        settle(v);
+    v->settled = false;
+    v->save_rc = rp_vcpu_save_own(v, v->state, &v->save_error);
+}
+
+static void save_sent(struct rp_vcpu *v)
+{
+    int rc = v->save_rc < 0 ? v->save_rc : rp_vcpu_save_sent(v, v->state, &v->save_error);
+
+    for (unsigned i = 0; rc > 0 && i < 3; i++) {        /* INIT, SIPI */
+        save_own(v);
+        rc = v->save_rc < 0 ? v->save_rc : rp_vcpu_save_sent(v, v->state, &v->save_error);
+    }
+    v->save_rc = rc > 0 ? rp_error_set(&v->save_error, EBUSY, "vcpu %u: its state does not hold still", v->index) : rc;
+}
+
+/* Takes the vCPU's state, as far as that goes yet. Gang lock held; given up meanwhile. */
+static void save(struct rp_vcpu *v)
+{
+    struct rp_vcpus *g = v->gang;
+    bool all = g->save, own = v->own_saved;
+
+    g->saving++;
+    pthread_mutex_unlock(&g->lock);
+    if (!own)
+        save_own(v);
+    if (all)
+        save_sent(v);
+    pthread_mutex_lock(&g->lock);
+    v->own_saved = true;
+    if (--g->saving == 0)
+        pthread_cond_signal(&g->still);
+    if (all)
+        count_in(g, &v->saved, &g->nsaved);
 }
 
 /* Waits outside of the guest until it may go on; false: quit. Gang lock held on entry and exit. */
 static bool wait_outside(struct rp_vcpu *v)
 {
     struct rp_vcpus *g = v->gang;
+    bool watched = false;
 
     for (;;) {
         bool held = g->want != RP_GANG_GO || v->ended;
@@ -221,21 +270,13 @@ static bool wait_outside(struct rp_vcpu *v)
         if (!held && !nap)
             return true;
         count_in(g, &v->still, &g->nstill);
-        if (g->save && !v->saved && !v->out) {
-            pthread_mutex_unlock(&g->lock);     /* in parallel with the others; nobody touches it before `out` */
-            v->save_rc = rp_vcpu_save(v, v->state, &v->save_error);
-            pthread_mutex_lock(&g->lock);
-            v->saved = true;
-            continue;
-        }
-        if (!v->out) {
-            count_in(g, &v->out, &g->nout);
-            if (g->save && g->watch) {
-                watch_want(g);
-                continue;
-            }
-        }
-        if (nap) {
+        if (held && ((g->save && !v->saved) || (g->brief && !v->own_saved))) {
+            save(v);
+            watched = false;
+        } else if (g->brief && g->watch && !watched) {
+            watch(v);
+            watched = true;
+        } else if (nap) {
             struct timespec ts = rp_timespec(g->nap_until_ns);
             (void)pthread_cond_clockwait(&g->go, &g->lock, CLOCK_MONOTONIC, &ts);
         } else {
@@ -251,8 +292,9 @@ static bool next_run(struct rp_vcpu *v)
 
     pthread_mutex_lock(&g->lock);
     on = wait_outside(v);
-    count_out(&v->still, &g->nstill);
-    count_out(&v->out, &g->nout);
+    if (v->still)
+        atomic_fetch_sub(&g->nstill, 1);
+    v->still = false;
     if (on)
         set_immediate_exit(v, 0);
     pthread_mutex_unlock(&g->lock);
@@ -285,7 +327,7 @@ static int make_vcpu(struct rp_vcpus *g, unsigned i, struct rp_error *err)
 
     v->gang = g;
     v->index = i;
-    v->still = v->out = true;
+    v->still = true;
     v->run_bytes = rc > 0 ? (size_t)rc : 0;
     v->state = calloc(1, sizeof *v->state);
     if (!v->state)
@@ -319,23 +361,27 @@ static unsigned cpus_allowed(void)
 int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, struct rp_error *err)
 {
     struct rp_vcpus *g = calloc(1, sizeof *g);
+    pthread_mutexattr_t adaptive;
     int rc, have;
 
     if (!g)
         return rp_error_set(err, ENOMEM, "vcpus: out of memory");
     g->cfg = *cfg;
     g->n = cfg->n;
-    g->nstill = g->nout = cfg->n;
+    g->nstill = cfg->n;
     g->watch = cpus_allowed() > cfg->n;
     g->want = RP_GANG_HOLD;
-    pthread_mutex_init(&g->lock, NULL);
+    pthread_mutexattr_init(&adaptive);
+    pthread_mutexattr_settype(&adaptive, PTHREAD_MUTEX_ADAPTIVE_NP);   /* held for moments: not to be slept for */
+    pthread_mutex_init(&g->lock, &adaptive);
+    pthread_mutexattr_destroy(&adaptive);
     pthread_cond_init(&g->go, NULL);
     pthread_cond_init(&g->still, NULL);
     for (unsigned i = 0; i < RP_VCPU_GANG_MAX; i++)
         g->v[i].fd = -1;
     install_kick();
     have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS);
-    g->sync_regs = have > 0 ? (uint32_t)have & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS) : 0;
+    g->sync_regs = have > 0 ? (uint32_t)have & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS) : 0;
     have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     g->xsave_bytes = have > 4096 ? (uint32_t)have : 4096;
     for (unsigned i = 0; i < cfg->n; i++) {
@@ -406,7 +452,7 @@ void rp_vcpus_go(struct rp_vcpus *g)
 {
     pthread_mutex_lock(&g->lock);
     g->want = RP_GANG_GO;
-    g->save = false;
+    g->save = g->brief = false;
     pthread_cond_broadcast(&g->go);
     pthread_mutex_unlock(&g->lock);
 }
@@ -421,15 +467,30 @@ static void kick_all(struct rp_vcpus *g)
         }
 }
 
-void rp_vcpus_hold(struct rp_vcpus *g, bool save)
+void rp_vcpus_hold(struct rp_vcpus *g, bool brief)
 {
     pthread_mutex_lock(&g->lock);
     g->want = RP_GANG_HOLD;
-    g->save = save;
+    g->save = false;
+    while (g->saving)           /* for a cut that was given up */
+        pthread_cond_wait(&g->still, &g->lock);
     for (unsigned i = 0; i < g->n; i++)
-        g->v[i].saved = false;
+        g->v[i].saved = g->v[i].own_saved = false;
+    g->nsaved = 0;
+    g->brief = brief;
     kick_all(g);
-    await_all(g, save ? &g->nstill : &g->nout);
+    await_all(g, &g->nstill);
+    pthread_mutex_unlock(&g->lock);
+}
+
+void rp_vcpus_save(struct rp_vcpus *g)
+{
+    pthread_mutex_lock(&g->lock);
+    g->save = true;
+    pthread_cond_broadcast(&g->go);
+    for (unsigned i = 0; i < g->n; i++)
+        if (!g->v[i].started)           /* it has no thread yet */
+            save(&g->v[i]);
     pthread_mutex_unlock(&g->lock);
 }
 
@@ -438,17 +499,12 @@ int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err)
     int rc = 0;
 
     pthread_mutex_lock(&g->lock);
-    await_all(g, &g->nout);
+    await_all(g, &g->nsaved);
+    g->save = false;
     for (unsigned i = 0; i < g->n && rc == 0; i++) {
-        struct rp_vcpu *v = &g->v[i];
-        if (!v->saved) {
-            settle(v);
-            v->save_rc = rp_vcpu_save(v, v->state, &v->save_error);
-            v->saved = true;
-        }
-        rc = v->save_rc;
+        rc = g->v[i].save_rc;
         if (rc < 0 && err)
-            *err = v->save_error;
+            *err = g->v[i].save_error;
     }
     pthread_mutex_unlock(&g->lock);
     return rc;

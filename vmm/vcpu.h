@@ -5,14 +5,16 @@
  *        ┌───────┐ ──────────────► ┌──────────┐
  *        │ STILL │                 │ IN GUEST │   exits are served on the vCPU's thread, devices under the machine lock
  *        └───────┘ ◄────────────── └──────────┘
- *                   rp_vcpus_hold
+ *         │     ▲   rp_vcpus_hold
+ *         └─────┘ rp_vcpus_save: each thread takes its vCPU's state
  *
  * VCPU-1  When rp_vcpus_hold has returned, every vCPU thread is outside of KVM_RUN and its last exit is complete
  *         (the instruction that caused it has retired): KVM_RUN was entered once more with immediate_exit set.
  * VCPU-2  The caller of rp_vcpus_hold does not hold the machine lock: a vCPU may need it to complete its exit.
  * VCPU-3  A vCPU thread waits for nothing but the machine lock and the gang's own lock.
- * VCPU-4  In a hold that saves, the threads take their states after that, in parallel, with each other and with whoever holds them;
- *         rp_vcpus_collect waits for it. Nothing else uses the vCPUs' descriptors in between.
+ * VCPU-4  What others send to a vCPU is taken when all vCPUs are still, and the devices: an interrupt that one of them sends to a vCPU
+ *         whose LAPIC was read already would be in nobody's state.
+ * VCPU-5  From rp_vcpus_save (from a brief rp_vcpus_hold) to rp_vcpus_collect the vCPUs' descriptors and states are their threads'.
  *
  * A cut is short, and to wake a thread that sleeps on an idle CPU takes as long as its whole work: where there is a CPU for each of them,
  * the threads that wait for each other in a cut watch for one another before they sleep.
@@ -45,12 +47,12 @@ struct rp_vcpu {
     bool started;               /* control thread */
     _Atomic int tid;            /* set once by the thread */
     bool still;                 /* gang lock: outside of KVM_RUN, last exit complete */
-    bool out;                   /* gang lock: likewise, and waiting: its state was taken, if it was to be */
     bool ended;                 /* gang lock: failed or shut down; does not go on before a reset */
-    bool saved;                 /* gang lock: `state` was taken by the thread in this hold */
-    int save_rc;                /* vCPU thread until `out`, then the control thread */
+    bool settled;               /* VCPU-5: the run page holds its registers */
+    bool own_saved, saved;      /* gang lock: `state` was taken in this hold; the part of it that nobody else changes */
+    int save_rc;                /* VCPU-5 */
     struct rp_error save_error; /* likewise */
-    struct rp_vcpu_state *state;/* vCPU thread until `out`, then the control thread */
+    struct rp_vcpu_state *state;/* likewise */
 };
 
 struct rp_vcpu_ops {            /* called on vCPU threads, no lock held */
@@ -80,8 +82,10 @@ struct rp_vcpus {
     pthread_mutex_t lock;       /* the gang lock: a leaf */
     pthread_cond_t go, still;
     _Atomic enum rp_gang_want { RP_GANG_HOLD, RP_GANG_GO, RP_GANG_QUIT } want;   /* lock; watched without */
-    _Atomic unsigned nstill, nout;      /* lock: how many are `still`, `out`; watched without */
-    bool save;                  /* lock: a cut: whoever is still takes its state next */
+    _Atomic unsigned nstill, nsaved;    /* lock: how many are `still`, `saved`; watched without */
+    _Atomic bool save;          /* lock: whoever has not `saved` does so; watched without */
+    unsigned saving;            /* lock: threads that do so at the moment */
+    bool brief;                 /* lock: a cut */
     bool watch;                 /* there is a CPU for each vCPU and for whoever holds them; constant */
     uint64_t nap_until_ns;      /* lock: throttled until then */
 
@@ -96,9 +100,11 @@ int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, st
 void rp_vcpus_destroy(struct rp_vcpus *g);      /* stops and joins first */
 int rp_vcpus_start(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;     /* threads "vcpu N", still */
 void rp_vcpus_go(struct rp_vcpus *g);
-/* Stops all (VCPU-1); `save`: each thread then takes its state (VCPU-4). */
-void rp_vcpus_hold(struct rp_vcpus *g, bool save);
-/* All states are in v[i].state, also of those that were still before; gives the first error. After rp_vcpus_hold(g, true). */
+/* Stops all (VCPU-1); `brief`: for a cut, and who is still begins to take its state. */
+void rp_vcpus_hold(struct rp_vcpus *g, bool brief);
+/* Each thread takes its vCPU's state, into v[i].state. While they are held, and the devices are still (VCPU-4). */
+void rp_vcpus_save(struct rp_vcpus *g);
+/* Waits for that; gives the first error. */
 int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
 /* Ended vCPUs may run again (guest reset). While still. */
 void rp_vcpus_revive(struct rp_vcpus *g);

@@ -167,18 +167,13 @@ static int save_core(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error
     uint32_t have = v->gang->sync_regs;
     struct kvm_regs regs;
     struct kvm_sregs sregs;
-    struct kvm_vcpu_events ev;
 
-    static_assert(sizeof ev == sizeof o->events, "struct kvm_vcpu_events is 64 bytes");
     if (!(have & KVM_SYNC_X86_REGS) && ioctl(v->fd, KVM_GET_REGS, &regs) != 0)
         return fail(v, "KVM_GET_REGS", err);
     save_regs(o, have & KVM_SYNC_X86_REGS ? &sync->regs : &regs);
     if (!(have & KVM_SYNC_X86_SREGS) && ioctl(v->fd, KVM_GET_SREGS, &sregs) != 0)
         return fail(v, "KVM_GET_SREGS", err);
     save_sregs(o, have & KVM_SYNC_X86_SREGS ? &sync->sregs : &sregs);
-    if (!(have & KVM_SYNC_X86_EVENTS) && ioctl(v->fd, KVM_GET_VCPU_EVENTS, &ev) != 0)
-        return fail(v, "KVM_GET_VCPU_EVENTS", err);
-    memcpy(o->events, have & KVM_SYNC_X86_EVENTS ? &sync->events : &ev, sizeof o->events);
     return 0;
 }
 
@@ -238,29 +233,46 @@ static int save_tsc_offset(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp
     return 0;
 }
 
-int rp_vcpu_save(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error *err)
+int rp_vcpu_save_own(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error *err)
 {
     struct kvm_mp_state mp;
     struct kvm_debugregs dr;
-    struct kvm_lapic_state lapic;
-    int rc = save_core(v, o, err);
+    int rc = 0;
 
+    if (ioctl(v->fd, KVM_GET_MP_STATE, &mp) != 0)       /* first: an INIT or SIPI that waits changes registers */
+        return fail(v, "KVM_GET_MP_STATE", err);
+    o->mp_state = mp.mp_state;
+    rc = save_core(v, o, err);
     if (rc == 0)
         rc = save_fpu(v, o, err);
     if (rc == 0)
-        rc = save_msrs(v, o, err);
+        rc = save_msrs(v, o, err);      /* before the LAPIC: a deadline that passes in between interrupts twice, not never */
     if (rc == 0)
         rc = save_tsc_offset(v, o, err);
     if (rc < 0)
         return rc;
-    if (ioctl(v->fd, KVM_GET_MP_STATE, &mp) != 0)
-        return fail(v, "KVM_GET_MP_STATE", err);
-    o->mp_state = mp.mp_state;
     if (ioctl(v->fd, KVM_GET_DEBUGREGS, &dr) != 0)
         return fail(v, "KVM_GET_DEBUGREGS", err);
     memcpy(o->dr, dr.db, sizeof o->dr);
     o->dr6 = dr.dr6;
     o->dr7 = dr.dr7;
+    return 0;
+}
+
+int rp_vcpu_save_sent(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error *err)
+{
+    struct kvm_mp_state mp;
+    struct kvm_vcpu_events ev;
+    struct kvm_lapic_state lapic;
+
+    static_assert(sizeof ev == sizeof o->events, "struct kvm_vcpu_events is 64 bytes");
+    if (ioctl(v->fd, KVM_GET_MP_STATE, &mp) != 0)
+        return fail(v, "KVM_GET_MP_STATE", err);
+    if (mp.mp_state != o->mp_state)
+        return 1;
+    if (ioctl(v->fd, KVM_GET_VCPU_EVENTS, &ev) != 0)
+        return fail(v, "KVM_GET_VCPU_EVENTS", err);
+    memcpy(o->events, &ev, sizeof o->events);
     if (ioctl(v->fd, KVM_GET_LAPIC, &lapic) != 0)
         return fail(v, "KVM_GET_LAPIC", err);
     static_assert(sizeof lapic == sizeof o->lapic, "the APIC page is 1,024 bytes");
@@ -387,6 +399,7 @@ int rp_vcpu_load(struct rp_vcpu *v, const struct rp_vcpu_state *o, uint64_t tsc_
     struct kvm_lapic_state lapic;
     int rc = load_core(v, o, err);
 
+    v->settled = false;
     if (rc == 0)
         rc = load_fpu(v, o, err);
     if (rc < 0)

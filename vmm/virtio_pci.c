@@ -508,6 +508,7 @@ int rp_virtio_load(struct rp_virtio *v, const struct rp_virtio_state *s, struct 
         v->queues[n].q.s.vector = (uint16_t)vector_or_none(v, s->queues[n].vector);
         v->queues[n].kicked = true;     /* what was kicked before the cut is looked at on start */
     }
+    v->entered = true;
     rc = rp_pci_dev_load(&v->pci, &s->pci, err);
     for (unsigned n = 0; rc == 0 && n < v->nqueues; n++)
         wire(v, n, v->queues[n].q.s.enabled);
@@ -521,9 +522,21 @@ void rp_virtio_reset(struct rp_virtio *v)
     rp_pci_dev_reset(&v->pci);
 }
 
+/* KVM may have had an interrupt on its way still when the LAPICs were read. To look at a ring in vain does a driver no harm. */
+static void interrupt_all(struct rp_virtio *v)
+{
+    for (unsigned n = 0; n < v->nqueues; n++)
+        if (v->queues[n].q.s.enabled)
+            interrupt(v, v->queues[n].q.s.vector, ISR_QUEUE);
+    interrupt(v, v->config_vector, ISR_CONFIG);
+}
+
 void rp_virtio_start(struct rp_virtio *v)
 {
     v->running = true;
+    if (v->entered && v->status & VIRTIO_CONFIG_S_DRIVER_OK)
+        interrupt_all(v);
+    v->entered = false;
     for (unsigned n = 0; n < v->nqueues; n++) {
         if (!v->queues[n].kicked)
             continue;

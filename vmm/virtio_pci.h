@@ -57,6 +57,7 @@ struct rp_virtio {
     uint16_t config_vector, queue_sel;
     uint8_t status, isr, generation;
     bool running;                   /* between start and stop */
+    bool entered;                   /* from an epoch, and not started since */
     uint32_t cfg_cap;               /* PCI configuration access capability */
     uint64_t notify_at;             /* where ioeventfds are registered, 0: nowhere */
     unsigned nqueues;
