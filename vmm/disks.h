@@ -11,7 +11,8 @@
  *   DISK-3  kept and uncommitted writes are at most RP_DISKS_BOUND_BYTES and one request; then requests wait, and nothing else;
  *   DISK-4  what the copies lack is in the bitmap, kept, or uncommitted in the list: nothing is ever in none of them;
  *   DISK-5  a shared disk gets a write only when the cut after which it came is released (while outputs are held), before the
- *           deadline, and not while the machine stands; until then the request is in flight.
+ *           deadline, and not while the machine stands; until then the request is in flight;
+ *   DISK-6  a read of it does not wait, and sees the writes that do when it ends.
  *
  * Threads: the machine lock guards everything; pull, start, stop and progress take it themselves (engine thread), release
  * may come from any thread and does not.

@@ -7,9 +7,9 @@
  *
  * A private disk's write is handed to rp_disks_keep when the host has done it, before the guest hears of it (DISK-1). A
  * request that waits is in flight as far as the guest and the device's state know: who enters the epoch issues it again. So
- * a shared disk's guest never reads what is not there yet: a write that it was told of is on the storage.
+ * a shared disk's guest is never told of a write that is not on the storage.
  *
- * Reads and flushes pass: a flush covers what the guest was told of. A private disk's discard is done as zeroing that may
+ * Reads and flushes pass: a flush covers what the guest was told of, a read sees the writes that wait, too (DISK-6). A private disk's discard is done as zeroing that may
  * give space back, so that the copy can be the same.
  */
 #include "vmm/disks_internal.h"
@@ -111,20 +111,94 @@ static void on_done(struct rp_disk_req *r, int rc)
         pthread_cond_broadcast(&g->all->quiet);
 }
 
+/* --- reads of what waits --- */
+
+struct seeing_read {
+    struct rp_disk_req lower;
+    struct rp_disk_req *guest;
+    struct rp_guard *guard;
+};
+
+static bool waits_for(const struct rp_guard *g, const struct rp_disk_req *r)
+{
+    for (const struct rp_guard_op *op = g->waiting ? g->first : NULL; op; op = op->next)
+        if (!op->issued && overlap(r->offset_bytes, end_of(r), op->lower.offset_bytes, end_of(&op->lower)))
+            return true;
+    return false;
+}
+
+/* What the guest has asked to be written at r's place and what waits still, in the order in which it asked. */
+static void lay_over(const struct rp_guard *g, const struct rp_disk_req *r)
+{
+    for (const struct rp_guard_op *op = g->first; op; op = op->next) {
+        const struct rp_disk_req *w = &op->lower;
+        uint64_t from = r->offset_bytes > w->offset_bytes ? r->offset_bytes : w->offset_bytes;
+        uint64_t to = end_of(r) < end_of(w) ? end_of(r) : end_of(w);
+        if (from >= to)
+            continue;
+        if (w->op == RP_DISK_WRITE)
+            memcpy(r->buf + (from - r->offset_bytes), w->buf + (from - w->offset_bytes), to - from);
+        else if (w->op == RP_DISK_ZERO)
+            memset(r->buf + (from - r->offset_bytes), 0, to - from);
+    }
+}
+
+static void on_read_done(struct rp_disk_req *r, int rc)
+{
+    struct seeing_read *s = (struct seeing_read *)(void *)r;
+    struct rp_disk_req *guest = s->guest;
+
+    if (rc == 0)
+        lay_over(s->guard, r);
+    free(s);
+    guest->done(guest, rc);
+}
+
+/* False: no memory. */
+static bool submit_read(struct rp_guard *g, struct rp_disk_req *r)
+{
+    struct seeing_read *s;
+
+    if (!g->shared || !waits_for(g, r)) {
+        rp_disk_submit(g->lower, r);
+        return true;
+    }
+    s = calloc(1, sizeof(*s));
+    if (!s)
+        return false;
+    s->lower = *r;
+    s->lower.done = on_read_done;
+    s->guest = r;
+    s->guard = g;
+    rp_disk_submit(g->lower, &s->lower);
+    return true;
+}
+
+/* Told at the next kick, like a failure of the host. */
+static void fail_later(struct rp_disk *disk, struct rp_disk_req *r)
+{
+    r->next = disk->failed;
+    disk->failed = r;
+}
+
 static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
 {
     struct rp_guard *g = guard_of(disk);
     struct rp_guard_op *op;
 
     disk->in_flight--;      /* counted where it is */
-    if (r->op == RP_DISK_READ || r->op == RP_DISK_FLUSH) {
+    if (r->op == RP_DISK_FLUSH) {
         rp_disk_submit(g->lower, r);
         return;
     }
+    if (r->op == RP_DISK_READ) {
+        if (!submit_read(g, r))
+            fail_later(disk, r);
+        return;
+    }
     op = calloc(1, sizeof(*op));
-    if (!op) {              /* told at the next kick, like a failure of the host */
-        r->next = disk->failed;
-        disk->failed = r;
+    if (!op) {
+        fail_later(disk, r);
         return;
     }
     op->lower = *r;

@@ -1,5 +1,5 @@
 # The freestanding PVH test guests (tests/guests/README.md): build/guests/*.elf, the same whatever SAN is.
-GUESTS       := dirtier idle ledger blkwriter registers
+GUESTS       := dirtier idle ledger blkwriter registers ipis
 GUEST_BUILD  := build/guests
 GUEST_LIB    := start text cmdline memory clock cpl0 smp mem
 GUEST_dirtier :=
@@ -7,6 +7,7 @@ GUEST_idle    :=
 GUEST_ledger  := pci virtio net net_ip tcp
 GUEST_blkwriter := pci virtio
 GUEST_registers := vector
+GUEST_ipis    :=
 
 GUEST_CFLAGS := -std=gnu17 -O2 -g $(WARN) $(WERROR) -ffreestanding -fno-pic -fno-pie -mcmodel=small -mno-red-zone \
                 -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none \

@@ -33,6 +33,7 @@ enum rg_kind {
 	RG_KIND_LEDGER = 3,
 	RG_KIND_BLKWRITER = 4,
 	RG_KIND_REGISTERS = 5,
+	RG_KIND_IPIS = 6,
 };
 
 enum rg_state {
@@ -67,6 +68,7 @@ enum rg_tsc_source {
 
 /* Bits of rg_status.control, written by the host. */
 #define RG_CONTROL_STOP   1u /* finish the operation at hand, then RG_STATE_DONE */
+#define RG_CONTROL_GO     4u /* ipis: send */
 #define RG_CONTROL_VERIFY 2u /* verify everything once; the guest clears the bit when it has, and counts it in `verifies` */
 
 /* RAM as the boot protocol's memory map gave it. */

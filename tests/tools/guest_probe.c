@@ -149,7 +149,7 @@ static uint64_t low_end_of(const struct rg_status *s)
 }
 
 static const char *const state_names[] = { "none", "booting", "running", "done", "failed" };
-static const char *const kind_names[] = { "?", "dirtier", "idle", "ledger", "blkwriter", "registers" };
+static const char *const kind_names[] = { "?", "dirtier", "idle", "ledger", "blkwriter", "registers", "ipis" };
 
 static const char *name(const char *const *names, uint32_t count, uint32_t i)
 {

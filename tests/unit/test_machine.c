@@ -2,6 +2,7 @@
 #include "tests/unit/native.h"
 
 #include "core/fault.h"
+#include "vmm/vcpu_state.h"
 #include "vmm/vmgenid.h"
 
 #include <errno.h>
@@ -202,6 +203,53 @@ Test(machine, is_cut_and_entered_again_smp, .timeout = 1800)
 {
     need_kvm("dirtier");
     cycles("dirtier", "ws=8M rate=4000 smp=2", 2, count(10));
+}
+
+static uint8_t lapic_bit(const struct rp_vcpu_state *st, unsigned base, unsigned vector)
+{
+    return st->lapic[base + vector / 32 * 16 + vector % 32 / 8] >> vector % 8 & 1;
+}
+
+/* One cut while all vCPUs but the first send it interrupts: what was sent is in its LAPIC. */
+static void cut_among_interrupts(unsigned vcpus, const char *cmdline, unsigned delay_us)
+{
+    static struct rp_vcpu_state st;
+    struct rp_machine *m = boot("ipis", cmdline, vcpus, 24);
+    struct rp_source *src = rp_machine_source(m);
+    struct rp_sections sections = {0};
+    struct rp_section sec;
+    struct rp_pageset dirty;
+    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct rp_error err = {0};
+    struct rg_status *status = rp_ram_at(rp_machine_ram(m), rp_gpa(RG_STATUS_GPA), sizeof *status);
+
+    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
+    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    __atomic_fetch_or(&status->control, RG_CONTROL_GO, __ATOMIC_RELEASE);
+    usleep(delay_us);
+    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert(rp_sections_find(&sections, "vcpu", 0, &sec));
+    cr_assert_eq(rp_section_decode(&rp_vcpu_table, &sec, &st, &err), 0, "%s", err.text);
+    for (unsigned v = 1; v < vcpus; v++)
+        for (uint64_t n = 0; n < guest_vcpu(m, v)->iterations; n++) {
+            unsigned vector = 32 + v - 1 + (unsigned)n * (vcpus - 1);
+            cr_assert(lapic_bit(&st, 0x200, vector), "%u us: vcpu %u has sent vector %u, its %lu., and it is not in vcpu 0's LAPIC", delay_us, v,
+                      vector, n + 1);
+        }
+    rp_machine_destroy(m);
+    rp_sections_fini(&sections);
+    rp_pageset_fini(&dirty);
+}
+
+/* VCPU-4 */
+Test(machine, no_interrupt_between_vcpus_is_lost_at_a_cut, .timeout = 600)
+{
+    unsigned seed = (unsigned)getpid();
+
+    need_kvm("ipis");
+    printf("seed %u\n", seed);
+    for (int i = 0; i < count(20); i++)
+        cut_among_interrupts(i % 2 ? 4 : 2, i % 2 ? "smp=4 every=20us" : "smp=2 every=5us", (unsigned)rand_r(&seed) % 1500);
 }
 
 /* Reads the wire until both were seen: the VMM's reverse ARP and the guest's own announcement. */

@@ -128,6 +128,8 @@ uint64_t rg_kvmclock_ns(unsigned cpu);
 /* ---- vCPUs ---- */
 
 /* Starts vCPUs 1 … count-1, which run entry(cpu) and must not return. Fails the guest if one does not come. */
+/* Interrupt `vector` to that vCPU. Anywhere, after rg_smp_start. */
+void rg_smp_interrupt(unsigned cpu, unsigned vector);
 void rg_smp_start(unsigned count, void (*entry)(unsigned cpu));
 
 /* ---- the gap meter and the common end ---- */

@@ -13,7 +13,8 @@
 #define APIC_ICR_LOW  0x300
 #define APIC_ICR_HIGH 0x310
 #define ICR_BUSY      (1u << 12)
-#define ICR_INIT      0x4500u /* level assert */
+#define ICR_FIXED     0x4000u /* level assert */
+#define ICR_INIT      0x4500u
 #define ICR_SIPI      0x4600u
 
 extern uint32_t rg_ap_number;
@@ -47,6 +48,11 @@ static void send(unsigned apic_id, uint32_t command)
 	apic_write(APIC_ICR_LOW, command);
 	while (apic_read(APIC_ICR_LOW) & ICR_BUSY)
 		;
+}
+
+void rg_smp_interrupt(unsigned cpu, unsigned vector)
+{
+	send(cpu, ICR_FIXED | vector);
 }
 
 static bool wait_arrival(unsigned cpu, uint64_t ns)
