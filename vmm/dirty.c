@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 #define CLEAR_GAP 2048u         /* words without a bit that one call to clear may span: another call costs more */
+#define CLEAR_PAGES 4096u        /* that one call clears: KVM holds a lock meanwhile for which a guest's page fault waits */
 #define RING_ENTRIES 65536u     /* per vCPU; 1 MiB. More makes a look at a full ring long, fewer makes exits */
 
 struct rp_dirty {
     int vmfd;                   /* borrowed */
     struct rp_guest_ram *ram;   /* borrowed */
     bool ring, manual, on;      /* constant after creation; on: source's thread */
+    bool armed;                 /* source's thread: KVM tracks; also between stop and start */
     bool everything;            /* source's thread: the next harvest reports all RAM */
     uint64_t *bitmap;           /* log: scratch for the largest region */
     pthread_mutex_t lock;       /* rings: heads, seen */
@@ -156,7 +158,7 @@ static int take_log(struct rp_dirty *d, uint32_t slot, struct rp_pageset *set, s
 {
     const struct rp_ram_region *r = &d->ram->view.regions[slot];
     uint64_t words = (r->pages + 63) / 64, base = r->gfn / 64;
-    uint64_t run = UINT64_MAX, gap = 0;
+    uint64_t run = UINT64_MAX, gap = 0, pages = 0;
     int rc = 0;
 
     for (uint64_t w = 0; w < words && rc == 0; w++) {
@@ -166,9 +168,14 @@ static int take_log(struct rp_dirty *d, uint32_t slot, struct rp_pageset *set, s
             if (run == UINT64_MAX)
                 run = w;
             gap = 0;
-        } else if (run != UINT64_MAX && ++gap == CLEAR_GAP) {
+            pages += (unsigned)__builtin_popcountll(bits);
+        } else {
+            gap++;
+        }
+        if (run != UINT64_MAX && w + 1 < words && (gap == CLEAR_GAP || pages >= CLEAR_PAGES)) {
             rc = d->manual ? clear_log(d, slot, run * 64, (w - run + 1) * 64, err) : 0;
             run = UINT64_MAX;
+            pages = 0;
         }
     }
     if (rc == 0 && run != UINT64_MAX && d->manual)
@@ -253,11 +260,11 @@ int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err)
     int rc = 0;
 
     rp_ram_track(d->ram, true);
-    for (uint32_t i = 0; i < d->ram->view.nregions && rc == 0; i++)
+    for (uint32_t i = 0; i < d->ram->view.nregions && rc == 0 && !d->armed; i++)     /* or it has tracked since the last time */
         rc = set_slot(d, i, true, err);
     if (rc < 0)
         return rc;
-    d->on = true;
+    d->on = d->armed = true;
     d->everything = all;
     if (all)
         return 0;
@@ -276,14 +283,19 @@ void rp_dirty_stop(struct rp_dirty *d)
 
     if (!d->on)
         return;
+    rp_ram_track(d->ram, false);
+    d->on = false;
+    /* A log that nobody clears costs the guest nothing but its huge pages; to take it away has KVM walk all of its tables, milliseconds
+     * for which the guest's faults wait. */
+    if (!d->ring && d->ram->small)
+        return;
     for (uint32_t i = 0; i < d->ram->view.nregions; i++)
         (void)set_slot(d, i, false, NULL);
-    rp_ram_track(d->ram, false);
+    d->armed = false;
     if (d->ring && rp_pageset_init(&junk, d->ram->view.gfn_end) == 0) {
         (void)harvest_ring(d, &junk, NULL);     /* leaves empty rings behind */
         rp_pageset_fini(&junk);
     }
-    d->on = false;
 }
 
 /* Everything: what RAM holds. KVM's own answer, that all of it may have changed, is dropped. The look comes after the

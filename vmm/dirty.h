@@ -29,6 +29,7 @@ void rp_dirty_destroy(struct rp_dirty *d);      /* before the vCPUs' descriptors
 
 /* From here on every write is seen. `all`: the next harvest reports every RAM page that holds something (rp_ram_held). */
 int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err) RP_MUST_CHECK;
+/* KVM may go on tracking where that costs the guest nothing. */
 void rp_dirty_stop(struct rp_dirty *d);
 /* ORs what was written since the last harvest into `set` and watches those pages again. While the guest runs, a page
  * written during the call is reported now or at the next call; while it stands still the set is exact. */

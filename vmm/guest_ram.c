@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -179,6 +180,20 @@ static void end_populating(struct rp_guest_ram *ram)
     free(ram->populator);
 }
 
+/* Will the host put a memfd into huge pages, on advice or without? */
+static bool may_be_huge(bool advised)
+{
+    FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "re");
+    char word[128] = "";
+
+    if (!f)
+        return false;
+    if (!fgets(word, sizeof word, f))
+        word[0] = 0;
+    fclose(f);
+    return !strstr(word, "[never]") && !strstr(word, "[deny]") && (advised || !strstr(word, "[advise]"));
+}
+
 int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg, struct rp_error *err)
 {
     uint64_t end_bytes;
@@ -186,7 +201,8 @@ int rp_guest_ram_init(struct rp_guest_ram *ram, const struct rp_ram_config *cfg,
 
     if (rc < 0)
         return rc;
-    *ram = (struct rp_guest_ram){.memfd = -1, .size_bytes = cfg->size_bytes, .hugetlb = cfg->hugetlb};
+    *ram = (struct rp_guest_ram){.memfd = -1, .size_bytes = cfg->size_bytes, .hugetlb = cfg->hugetlb,
+                                 .small = !cfg->hugetlb && !may_be_huge(cfg->thp)};
     layout(&ram->view, cfg->size_bytes);
     end_bytes = ram->view.gfn_end << RP_PAGE_SHIFT;
 

@@ -40,6 +40,7 @@ struct rp_guest_ram {
     struct rp_ram_view view;
     int memfd;
     bool hugetlb;
+    bool small;                         /* none of it is, or will be, in huge pages */
     uint64_t size_bytes;
     struct rp_pageset device_dirty;     /* atomic: pages the host wrote since the last harvest */
     _Atomic bool track;                 /* device_dirty is kept; rp_ram_track */

@@ -68,7 +68,7 @@ class Case:
 
     def measure(self, primary):
         before, began = self.probe(primary), time.monotonic()
-        cpu = self.cpu()
+        cpu, own = self.cpu(), self.vcpu_cpu(primary)
         time.sleep(self.words["seconds"])
         after, took = self.probe(primary), time.monotonic() - began
         iterations = int(after.get("vcpu0.iterations", 0)) - int(before["vcpu0.iterations"])
@@ -79,7 +79,9 @@ class Case:
         return {"pages_s": iterations / took, "asked": self.rate, "gaps_s": seen / took,
                 "gap_p50_ms": gaps[len(gaps) // 2], "gap_p99_ms": gaps[len(gaps) * 99 // 100],
                 "gap_share": (float(after["vcpu0.gap_sum_us"]) - float(before["vcpu0.gap_sum_us"])) / took / 1e6,
-                "cpu": (self.cpu() - cpu) / took}
+                "cpu": (cpu := (self.cpu() - cpu) / took),
+                # A page is committed once for each epoch in which it was written: nearly once for each write, if they are spread.
+                "cpu_gib": (cpu - (self.vcpu_cpu(primary) - own) / took) / (iterations / took * 4096 / (1 << 30))}
 
     def cpu(self):
         """Seconds of CPU of all processes of the pair, the guest's included."""
@@ -88,6 +90,14 @@ class Case:
             fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def vcpu_cpu(self, process):
+        """Seconds of CPU of its vCPU's thread."""
+        for task in pathlib.Path(f"/proc/{process.pid}/task").iterdir():
+            name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(") ")
+            if name in ("vcpu 0", "CPU 0/KVM"):
+                return sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+        raise RuntimeError("the guest has no vCPU thread")
 
     def heartbeat(self, process):
         return int(self.probe(process).get("vcpu0.heartbeat", 0))
@@ -163,7 +173,7 @@ class Colo(Case):
     def monitor(self, role, *more):
         return self.start("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-M", "microvm,pit=off,rtc=on,memory-backend=ram",
                           "-object", f"memory-backend-memfd,id=ram,size={self.words['ram']}M,share=on,prealloc=on", "-m", self.words["ram"],
-                          "-nodefaults", "-display", "none", "-no-reboot", "-qmp", f"unix:{self.directory}/{role}.qmp,server=on,wait=off",
+                          "-name", "pair,debug-threads=on", "-nodefaults", "-display", "none", "-no-reboot", "-qmp", f"unix:{self.directory}/{role}.qmp,server=on,wait=off",
                           "-kernel", self.build / "guests/dirtier.elf", "-append", self.append, *more)
 
     def run(self):

@@ -12,7 +12,7 @@ TIMEOUT_S = 900
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 ROWS = (("gap_p50_ms", "pause p50, ms", False), ("gap_p99_ms", "pause p99, ms", False), ("pages_s", "guest progress, pages/s", True),
         ("epochs_s", "committed epochs/s", True), ("takeover_ms", "death detected to running, ms", False),
-        ("cpu", "CPU of the pair, cores", False))
+        ("cpu", "CPU of the pair, cores", False), ("cpu_gib", "CPU of the pair beside the vCPU's, s per GiB dirtied and committed", False))
 
 
 def run(lab):
