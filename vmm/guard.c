@@ -9,8 +9,8 @@
  * request that waits is in flight as far as the guest and the device's state know: who enters the epoch issues it again. So
  * a shared disk's guest is never told of a write that is not on the storage.
  *
- * Reads and flushes pass: a flush covers what the guest was told of, a read sees the writes that wait, too (DISK-6). A private disk's discard is done as zeroing that may
- * give space back, so that the copy can be the same.
+ * Reads and flushes pass: a flush covers what the guest was told of, a read sees the writes that wait, too (DISK-6). A
+ * private disk's discard is done as zeroing that may give space back, so that the copy can be the same.
  */
 #include "vmm/disks_internal.h"
 

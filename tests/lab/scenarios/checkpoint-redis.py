@@ -1,7 +1,7 @@
 """A Debian guest with redis under load is checkpointed and restored, again and again, also on the other host.
 
 Issue "the machine", must hold 1: clients see nothing but a delay, redis's data equals what was acknowledged, no lockup in
-the kernel's log, no clock going backwards. rounds=N sets the number of rounds (20).
+the kernel's log, no clock going backwards. rounds=N sets the number of rounds (20), cpus=N the guest's (1).
 """
 import time
 
@@ -36,7 +36,7 @@ def run(lab):
     a, b = lab.hosts("a", "b")
     client = lab.client()
     lab.record(snap_bytes=64)
-    guest = Guest(lab, disk="/mnt/shared/disk")
+    guest = Guest(lab, disk="/mnt/shared/disk", cpus=lab.word("cpus", 1))
     guest.warm(a)
     guest.start(a)
     guest.wait_for("REDIS-UP")
