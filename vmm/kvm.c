@@ -30,7 +30,6 @@ const struct rp_kvm_cap rp_kvm_caps[] = {
     NEED(KVM_CAP_ADJUST_CLOCK, "guest time across a cut"),
     NEED(KVM_CAP_IMMEDIATE_EXIT, "kicking vCPUs"),
     WANT(KVM_CAP_XSAVE2, "saving vCPUs with AMX state"),
-    WANT(KVM_CAP_SYNC_REGS, "short pauses"),
     WANT(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, "dirty log without write-protecting everything at once"),
     WANT(KVM_CAP_DIRTY_LOG_RING, "dirty ring"),
     WANT(KVM_CAP_TSC_DEADLINE_TIMER, "the guest's precise timer"),

@@ -135,7 +135,8 @@ static bool serve(struct rp_vcpu *v)
     }
 }
 
-/* Until it is kicked or ended. */
+/* Until it is kicked or ended. KVM completes the last exit before it looks for a kick; an exit that takes several (a string or wide MMIO
+ * access) comes back for each. */
 static void run_guest(struct rp_vcpu *v)
 {
     char text[96];
@@ -152,18 +153,6 @@ static void run_guest(struct rp_vcpu *v)
             return;
         }
     }
-}
-
-/* Completes the last exit without running the guest further, and has KVM leave the registers in the run page. The
- * result may be another exit of the same instruction (a string or wide MMIO access): that is served too. */
-static void settle(struct rp_vcpu *v)
-{
-    set_immediate_exit(v, 1);
-    v->run->kvm_valid_regs = v->gang->sync_regs;
-    while (ioctl(v->fd, KVM_RUN, 0) == 0 && serve(v))
-        ;
-    v->run->kvm_valid_regs = 0;
-    v->settled = true;
 }
 
 /* --- the gang --- */
@@ -219,9 +208,6 @@ static void count_in(struct rp_vcpus *g, bool *is, _Atomic unsigned *count)
 
 static void save_own(struct rp_vcpu *v)
 {
-    if (!v->settled)            /* it has not run since its state was last taken, or since it was loaded */
-        settle(v);
-    v->settled = false;
     v->save_rc = rp_vcpu_save_own(v, v->state, &v->save_error);
 }
 
@@ -313,10 +299,8 @@ static void *vcpu_main(void *arg)
     sigaddset(&kick, KICK_SIGNAL);
     pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
     atomic_store(&v->tid, (int)syscall(SYS_gettid));
-    while (next_run(v)) {
+    while (next_run(v))
         run_guest(v);
-        settle(v);
-    }
     return NULL;
 }
 
@@ -380,8 +364,6 @@ int rp_vcpus_create(const struct rp_vcpus_config *cfg, struct rp_vcpus **out, st
     for (unsigned i = 0; i < RP_VCPU_GANG_MAX; i++)
         g->v[i].fd = -1;
     install_kick();
-    have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS);
-    g->sync_regs = have > 0 ? (uint32_t)have & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS) : 0;
     have = ioctl(cfg->vmfd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
     g->xsave_bytes = have > 4096 ? (uint32_t)have : 4096;
     for (unsigned i = 0; i < cfg->n; i++) {

@@ -9,7 +9,7 @@
  *         └─────┘ rp_vcpus_save: each thread takes its vCPU's state
  *
  * VCPU-1  When rp_vcpus_hold has returned, every vCPU thread is outside of KVM_RUN and its last exit is complete
- *         (the instruction that caused it has retired): KVM_RUN was entered once more with immediate_exit set.
+ *         (the instruction that caused it has retired): KVM_RUN was entered after it, if need be with immediate_exit set.
  * VCPU-2  The caller of rp_vcpus_hold does not hold the machine lock: a vCPU may need it to complete its exit.
  * VCPU-3  A vCPU thread waits for nothing but the machine lock and the gang's own lock.
  * VCPU-4  What others send to a vCPU is taken when all vCPUs are still, and the devices: an interrupt that one of them sends to a vCPU
@@ -48,7 +48,6 @@ struct rp_vcpu {
     _Atomic int tid;            /* set once by the thread */
     bool still;                 /* gang lock: outside of KVM_RUN, last exit complete */
     bool ended;                 /* gang lock: failed or shut down; does not go on before a reset */
-    bool settled;               /* VCPU-5: the run page holds its registers */
     bool own_saved, saved;      /* gang lock: `state` was taken in this hold; the part of it that nobody else changes */
     int save_rc;                /* VCPU-5 */
     struct rp_error save_error; /* likewise */
@@ -76,7 +75,6 @@ struct rp_vcpus {
     unsigned n;
     struct rp_vcpu v[RP_VCPU_GANG_MAX];
     struct rp_msr_list *msrs;   /* which MSRs are state here: constant after creation */
-    uint32_t sync_regs;         /* KVM_SYNC_X86_* that the host offers */
     uint32_t xsave_bytes;       /* of KVM_GET_XSAVE2 */
 
     pthread_mutex_t lock;       /* the gang lock: a leaf */

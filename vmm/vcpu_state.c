@@ -159,21 +159,17 @@ static void save_sregs(struct rp_vcpu_state *o, const struct kvm_sregs *s)
     memcpy(o->interrupt_bitmap, s->interrupt_bitmap, sizeof o->interrupt_bitmap);
 }
 
-/* Registers, system registers and events: from the run page when KVM has left them there (one exit instead of
- * three calls). */
 static int save_core(struct rp_vcpu *v, struct rp_vcpu_state *o, struct rp_error *err)
 {
-    const struct kvm_sync_regs *sync = &v->run->s.regs;
-    uint32_t have = v->gang->sync_regs;
     struct kvm_regs regs;
     struct kvm_sregs sregs;
 
-    if (!(have & KVM_SYNC_X86_REGS) && ioctl(v->fd, KVM_GET_REGS, &regs) != 0)
+    if (ioctl(v->fd, KVM_GET_REGS, &regs) != 0)
         return fail(v, "KVM_GET_REGS", err);
-    save_regs(o, have & KVM_SYNC_X86_REGS ? &sync->regs : &regs);
-    if (!(have & KVM_SYNC_X86_SREGS) && ioctl(v->fd, KVM_GET_SREGS, &sregs) != 0)
+    save_regs(o, &regs);
+    if (ioctl(v->fd, KVM_GET_SREGS, &sregs) != 0)
         return fail(v, "KVM_GET_SREGS", err);
-    save_sregs(o, have & KVM_SYNC_X86_SREGS ? &sync->sregs : &sregs);
+    save_sregs(o, &sregs);
     return 0;
 }
 
@@ -399,7 +395,6 @@ int rp_vcpu_load(struct rp_vcpu *v, const struct rp_vcpu_state *o, uint64_t tsc_
     struct kvm_lapic_state lapic;
     int rc = load_core(v, o, err);
 
-    v->settled = false;
     if (rc == 0)
         rc = load_fpu(v, o, err);
     if (rc < 0)

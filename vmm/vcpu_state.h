@@ -60,10 +60,10 @@ int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
 void rp_msr_list_free(struct rp_msr_list *l);
 
 /* What nobody else changes: registers, FPU, MSRs. `state->tsc` is left as the TSC offset; rp_clock_save turns it into the guest's TSC.
- * The vCPU is settled (vcpu.h). */
+ * The vCPU is still (vcpu.h). */
 int rp_vcpu_save_own(struct rp_vcpu *v, struct rp_vcpu_state *state, struct rp_error *err) RP_MUST_CHECK;
 /* After that, the rest: what other vCPUs and devices send to it (LAPIC, events, INIT and SIPI). Nobody sends any more. 1: it was
- * started or reset meanwhile; settle it, and save its own anew. */
+ * started or reset meanwhile: save its own anew. */
 int rp_vcpu_save_sent(struct rp_vcpu *v, struct rp_vcpu_state *state, struct rp_error *err) RP_MUST_CHECK;
 /* `tsc_offset`: guest TSC = host TSC + offset. -EBADMSG when the state cannot be entered here, with the reason. */
 int rp_vcpu_load(struct rp_vcpu *v, const struct rp_vcpu_state *state, uint64_t tsc_offset,
