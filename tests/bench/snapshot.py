@@ -7,7 +7,6 @@ Prints one line of JSON per case and round: seconds, MiB/s of guest RAM, the gue
 it is told to go on as soon as it says that it is done), bytes of the file. Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
 """
 import json
-import mmap
 import pathlib
 import subprocess
 import sys
@@ -43,14 +42,8 @@ class Qemu(pair.Colo):
         self.qmp.command("cont")
 
 
-def warm(mib):
-    """Free memory that was touched a moment ago: where this host is itself a guest, its host gives it a page only at the first touch, slowly, and
-    takes back what lies free for long. Either monitor would be measured by what it happens to get."""
-    mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
-
-
 def measure(case, file):
-    warm(case.words["ram"] * 3 // 2)
+    pair.warm(case.words["ram"] * 3 // 2)
     before = case.probe(case.guest)
     began = time.monotonic()
     case.snapshot(file)
