@@ -12,8 +12,8 @@
 
 #include <stdbool.h>
 
-/* `to`: any address; `far`: 64-byte aligned. `next`: the page that will be copied after this one (any address; it is fetched ahead). `far`: nobody
- * reads the copy soon, or there are so many that caches cannot hold them: it goes around the caches. */
+/* `next`: the page that will be copied after this one (any address; it is fetched ahead). `far`: nobody reads the copy soon, or there
+ * are so many that caches cannot hold them: it goes around the caches, and `to` is 64-byte aligned; else it may be any address. */
 void rp_copy_page(uint8_t *to, const uint8_t *from, const uint8_t *next, bool far);
 
 #endif

@@ -200,10 +200,16 @@ static int emit_end(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
     return rc;
 }
 
+/* Pages that were named, not copied. */
+static bool is_live(const struct rp_message *msg)
+{
+    return msg->kind == RP_MSG_PAGES && msg->n > 0 && msg->pages[0].slot == RP_SLOT_NONE;
+}
+
 static int emit_pages(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err)
 {
     int rc = rp_encoder_run(m->encoder, msg->epoch, msg->pass, msg->pages, msg->n, emit_record, m, &m->records, &m->entries, err);
-    if (msg->live) {
+    if (is_live(msg)) {
         atomic_fetch_sub(&m->live_queued, msg->n);
         m->cfg.wake(m->cfg.ctx);
     }
@@ -312,7 +318,7 @@ int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
         return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
     if (msg->kind == RP_MSG_DISK)
         atomic_fetch_add(&m->disk_queued, msg->disk.len);
-    if (msg->kind == RP_MSG_PAGES && msg->live)
+    if (is_live(msg))
         atomic_fetch_add(&m->live_queued, msg->n);
     if (rp_queue_push(&m->queue, msg) < 0) {
         rp_message_free(msg);

@@ -22,7 +22,6 @@ struct rp_message {
     struct rp_captured *pages;          /* PAGES: malloc'ed */
     uint64_t n;
     uint32_t pass;
-    bool live;                          /* PAGES: the encoder reads guest RAM (rp_emitter_live_queued) */
     struct rp_sections sections;        /* END */
     struct rp_buf disk;                 /* DISK, END */
     struct rp_epoch_trailer trailer;    /* END: counts and digest are filled in here */
@@ -74,7 +73,7 @@ void rp_emitter_synced(const struct rp_emitter *m, struct rp_sync_stats *out);
 uint64_t rp_emitter_cpu_ns(struct rp_emitter *m);               /* of its threads; engine's thread */
 /* Any thread. */
 uint64_t rp_emitter_disk_queued(const struct rp_emitter *m);    /* bytes of DISK records that wait */
-uint64_t rp_emitter_live_queued(const struct rp_emitter *m);    /* pages of `live` messages that were not read yet */
+uint64_t rp_emitter_live_queued(const struct rp_emitter *m);    /* pages that the encoder has yet to read out of guest RAM */
 uint64_t rp_emitter_disk_emitted(const struct rp_emitter *m);
 uint64_t rp_emitter_bytes(const struct rp_emitter *m);          /* emitted, headers included */
 const struct rp_encode_stats *rp_emitter_stats(const struct rp_emitter *m);

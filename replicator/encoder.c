@@ -140,6 +140,8 @@ static const uint8_t *take_page(struct worker *w, const struct chunk *c, uint32_
     const struct rp_ram_view *ram = &w->e->ram;
     if (c->slots[i] != RP_SLOT_NONE)
         return rp_arena_page(w->e->arena, c->slots[i]);
+    if (i == 0 || c->gfns[i] / HASHES_PER_PAGE != c->gfns[i - 1] / HASHES_PER_PAGE)
+        rp_digest_touch(w->e->digest, c->gfns[i]);
     uint8_t *to = w->record.data + head_bytes(c->n) + (size_t)i * RP_PAGE_SIZE;
     rp_copy_page(to, rp_ram_page(ram, c->gfns[i]), rp_ram_page(ram, c->gfns[i + 1 < c->n ? i + 1 : i]), false);
     return to;
@@ -152,8 +154,6 @@ static uint32_t classify(struct worker *w, struct chunk *c)
     uint32_t travel = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         c->pages[i] = take_page(w, c, i);
-        if (i == 0 || c->gfns[i] / HASHES_PER_PAGE != c->gfns[i - 1] / HASHES_PER_PAGE)
-            rp_digest_touch(e->digest, c->gfns[i]);
         struct rp_hash128 h = rp_page_hash(c->gfns[i], c->pages[i]);
         const struct rp_hash128 *had = &e->digest->pages[c->gfns[i]];
         if (h.lo == had->lo && h.hi == had->hi) {

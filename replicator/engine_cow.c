@@ -106,7 +106,7 @@ int rp_engine_cow_hand(struct rp_engine *e, uint64_t pages, struct rp_error *err
         if (n == 0)
             break;
         if (rc == 0)
-            rc = torn < 0 ? torn : rp_engine_hand_part(e, part, n, false, err);
+            rc = torn < 0 ? torn : rp_engine_hand_part(e, part, n, err);
         else
             free(part);
     }

@@ -91,7 +91,7 @@ int rp_engine_run(struct rp_engine *e, struct rp_error *err) RP_MUST_CHECK;
 void rp_engine_wait_for(struct rp_engine *e, uint64_t until_ns);
 
 /* Hands captured pages to the emitter; owns the array. */
-int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, bool live, struct rp_error *err) RP_MUST_CHECK;
+int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, struct rp_error *err) RP_MUST_CHECK;
 
 /* engine_cow.c, engine thread. ready: before a cut, the machine runs. protect: it stands, `pages` are dirty; returns how many of them
  * were protected. Then either withdraw (the cut is off) or note and hand, after it was resumed. end: the run is over. */

@@ -50,7 +50,7 @@ static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
     return hand_over(e, m, err);
 }
 
-int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, bool live, struct rp_error *err)
+int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t n, struct rp_error *err)
 {
     struct rp_message *m = rp_message_new(RP_MSG_PAGES);
     if (!m) {
@@ -60,17 +60,16 @@ int rp_engine_hand_part(struct rp_engine *e, struct rp_captured *pages, uint64_t
     m->pages = pages;
     m->n = n;
     m->pass = e->pass;
-    m->live = live;
     return hand_over(e, m, err);
 }
 
 /* Hands the captured list to the emitter. */
-static int hand_pages(struct rp_engine *e, bool live, struct rp_error *err)
+static int hand_pages(struct rp_engine *e, struct rp_error *err)
 {
     e->again += e->capture.again;
     uint64_t n;
     struct rp_captured *pages = rp_capture_take(&e->capture, &n);
-    return pages ? rp_engine_hand_part(e, pages, n, live, err) : 0;
+    return pages ? rp_engine_hand_part(e, pages, n, err) : 0;
 }
 
 static int harvest(struct rp_engine *e, struct rp_error *err)
@@ -187,7 +186,7 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
         uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK);
         rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
-        int rc = hand_pages(e, false, err);
+        int rc = hand_pages(e, err);
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc == 0)
@@ -210,7 +209,7 @@ static int stream_live(struct rp_engine *e, struct rp_error *err)
         if (rc < 0)
             return rc;
         atomic_fetch_add(&e->done_pages, rp_capture_name(&e->capture, LIVE_CHUNK));
-        rc = hand_pages(e, true, err);
+        rc = hand_pages(e, err);
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc < 0)
@@ -272,7 +271,7 @@ static int early_pass(struct rp_engine *e, struct rp_error *err)
     if (rp_pageset_next(&e->capture.pending, 0) == e->capture.pending.bits &&
         rp_arena_available(e->arena) > rp_arena_slots(e->arena) / 4)
         return 0;
-    rc = hand_pages(e, false, err);    /* slots are short: these pages travel now, as a pass of their own */
+    rc = hand_pages(e, err);    /* slots are short: these pages travel now, as a pass of their own */
     if (rc == 0)
         rc = stream_pending(e, err);
     return rc;
@@ -368,7 +367,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     sections = (struct rp_sections){0};
     disk = (struct rp_buf){0};
     rp_engine_cow_note(e);
-    rc = hand_pages(e, false, err);
+    rc = hand_pages(e, err);
     int cow = rp_engine_cow_hand(e, dirty, rc < 0 ? NULL : err);
     rc = rc < 0 ? rc : cow;
     if (rc < 0)
@@ -393,7 +392,7 @@ static int cut_until_done(struct rp_engine *e, enum rp_epoch_reason reason, bool
             return rc;
         rc = rp_engine_govern(e, true, err);
         if (rc == 0)
-            rc = hand_pages(e, false, err);
+            rc = hand_pages(e, err);
         if (rc == 0)
             rc = stream_pending(e, err);
         if (rc < 0)

@@ -113,12 +113,6 @@ static void on_done(struct rp_disk_req *r, int rc)
 
 /* --- reads of what waits --- */
 
-struct seeing_read {
-    struct rp_disk_req lower;
-    struct rp_disk_req *guest;
-    struct rp_guard *guard;
-};
-
 static bool waits_for(const struct rp_guard *g, const struct rp_disk_req *r)
 {
     for (const struct rp_guard_op *op = g->waiting ? g->first : NULL; op; op = op->next)
@@ -127,7 +121,7 @@ static bool waits_for(const struct rp_guard *g, const struct rp_disk_req *r)
     return false;
 }
 
-/* What the guest has asked to be written at r's place and what waits still, in the order in which it asked. */
+/* What the guest has asked to be written at r's place and what is not done yet, in the order in which it asked. */
 static void lay_over(const struct rp_guard *g, const struct rp_disk_req *r)
 {
     for (const struct rp_guard_op *op = g->first; op; op = op->next) {
@@ -143,42 +137,16 @@ static void lay_over(const struct rp_guard *g, const struct rp_disk_req *r)
     }
 }
 
+/* A read that sees what waits: an operation that is not in the list. */
 static void on_read_done(struct rp_disk_req *r, int rc)
 {
-    struct seeing_read *s = (struct seeing_read *)(void *)r;
-    struct rp_disk_req *guest = s->guest;
+    struct rp_guard_op *op = (struct rp_guard_op *)(void *)r;
+    struct rp_disk_req *guest = op->guest;
 
     if (rc == 0)
-        lay_over(s->guard, r);
-    free(s);
+        lay_over(op->guard, r);
+    free(op);
     guest->done(guest, rc);
-}
-
-/* False: no memory. */
-static bool submit_read(struct rp_guard *g, struct rp_disk_req *r)
-{
-    struct seeing_read *s;
-
-    if (!g->shared || !waits_for(g, r)) {
-        rp_disk_submit(g->lower, r);
-        return true;
-    }
-    s = calloc(1, sizeof(*s));
-    if (!s)
-        return false;
-    s->lower = *r;
-    s->lower.done = on_read_done;
-    s->guest = r;
-    s->guard = g;
-    rp_disk_submit(g->lower, &s->lower);
-    return true;
-}
-
-/* Told at the next kick, like a failure of the host. */
-static void fail_later(struct rp_disk *disk, struct rp_disk_req *r)
-{
-    r->next = disk->failed;
-    disk->failed = r;
 }
 
 static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
@@ -187,29 +155,30 @@ static void guard_submit(struct rp_disk *disk, struct rp_disk_req *r)
     struct rp_guard_op *op;
 
     disk->in_flight--;      /* counted where it is */
-    if (r->op == RP_DISK_FLUSH) {
+    if (r->op == RP_DISK_FLUSH || (r->op == RP_DISK_READ && !(g->shared && waits_for(g, r)))) {
         rp_disk_submit(g->lower, r);
         return;
     }
-    if (r->op == RP_DISK_READ) {
-        if (!submit_read(g, r))
-            fail_later(disk, r);
-        return;
-    }
     op = calloc(1, sizeof(*op));
-    if (!op) {
-        fail_later(disk, r);
+    if (!op) {              /* told at the next kick, like a failure of the host */
+        r->next = disk->failed;
+        disk->failed = r;
         return;
     }
     op->lower = *r;
+    op->guest = r;
+    op->guard = g;
+    if (r->op == RP_DISK_READ) {
+        op->lower.done = on_read_done;
+        rp_disk_submit(g->lower, &op->lower);
+        return;
+    }
     op->lower.done = on_done;
     op->after = g->all->newest_cut;
     if (r->op == RP_DISK_DISCARD && !g->shared) {
         op->lower.op = RP_DISK_ZERO;
         op->lower.unmap = true;
     }
-    op->guest = r;
-    op->guard = g;
     op->prev = g->last;
     *(g->last ? &g->last->next : &g->first) = op;
     g->last = op;

@@ -213,12 +213,10 @@ static void save_own(struct rp_vcpu *v)
 
 static void save_sent(struct rp_vcpu *v)
 {
-    int rc = v->save_rc < 0 ? v->save_rc : rp_vcpu_save_sent(v, v->state, &v->save_error);
+    int rc;
 
-    for (unsigned i = 0; rc > 0 && i < 3; i++) {        /* INIT, SIPI */
-        save_own(v);
-        rc = v->save_rc < 0 ? v->save_rc : rp_vcpu_save_sent(v, v->state, &v->save_error);
-    }
+    for (unsigned i = 0; (rc = v->save_rc) == 0 && (rc = rp_vcpu_save_sent(v, v->state, &v->save_error)) > 0 && i < 3; i++)
+        save_own(v);            /* INIT, SIPI */
     v->save_rc = rc > 0 ? rp_error_set(&v->save_error, EBUSY, "vcpu %u: its state does not hold still", v->index) : rc;
 }
 

@@ -180,7 +180,8 @@ class Colo(Case):
     def monitor(self, role, *more):
         return self.start("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-M", "microvm,pit=off,rtc=on,memory-backend=ram",
                           "-object", f"memory-backend-memfd,id=ram,size={self.words['ram']}M,share=on,prealloc=on", "-m", self.words["ram"],
-                          "-name", "pair,debug-threads=on", "-nodefaults", "-display", "none", "-no-reboot", "-qmp", f"unix:{self.directory}/{role}.qmp,server=on,wait=off",
+                          "-name", "pair,debug-threads=on", "-nodefaults", "-display", "none", "-no-reboot",
+                          "-qmp", f"unix:{self.directory}/{role}.qmp,server=on,wait=off",
                           "-kernel", self.build / "guests/dirtier.elf", "-append", self.append, *more)
 
     def run(self):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One whole snapshot of a running dirtier guest into a file in memory: reprise checkpoint beside Debian QEMU's `migrate exec:cat`.
 
-    snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random] [to=/dev/shm]
+    snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random]
 
 Prints one line of JSON per case and round: seconds, MiB/s of guest RAM, the guest's longest gap meanwhile in ms (QEMU leaves it standing:
 it is told to go on as soon as it says that it is done), bytes of the file. Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
@@ -57,11 +57,11 @@ def measure(case, file):
 
 
 def main(arguments):
-    words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200, "fill": "random", "to": "/dev/shm"})
+    words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200, "fill": "random"})
     for rate in map(int, words["rates"].split(",")):
         for monitor in words["monitors"].split(","):
             case = {"reprise": Reprise, "qemu": Qemu}[monitor](pathlib.Path(arguments[0]).resolve(), words, "file", rate, 0)
-            file = pathlib.Path(words["to"]) / f"{case.directory.name}.snapshot"
+            file = pathlib.Path("/dev/shm") / f"{case.directory.name}.snapshot"
             for turn in range(words["rounds"]):
                 try:
                     figures = measure(case if turn else case.run(), file)
