@@ -35,4 +35,4 @@ tools_SRCS += tools/state_tables.c
 tools_SRCS += tools/fence.c tools/vm_fence.c
 tools_SRCS += tools/pair_options.c tools/protection.c tools/protect.c tools/qmp_protect.c tools/failover.c
 tools_SRCS += tools/history.c tools/top.c tools/protect_text.c
-tools_SRCS += tools/standby.c tools/standby_verb.c
+tools_SRCS += tools/standby.c tools/takeover.c tools/standby_verb.c

@@ -1,58 +1,21 @@
-/* The waiting side: serving the link, and what the ends of sessions mean. Taking over is takeover() below. */
-#include "tools/standby.h"
+/* The waiting side: making it, serving the link, and what the ends of sessions mean. takeover.c goes on from there. */
+#include "tools/standby_internal.h"
 
 #include "core/clock.h"
-#include "core/fault.h"
-#include "core/log.h"
-#include "replicator/link.h"
-#include "replicator/replica.h"
-#include "tools/enter.h"
-#include "tools/notify.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"
 #include "vmm/disk.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#define ANSWER_MS 1000          /* for a source to say that it knows; less than it waits for us (protect.c) */
-#define RETRY_MS 20
-#define AGAIN_S 1               /* between two attempts to make the machine when the primary is dead */
-
-enum state { WAITING, SYNCING, READY, ALONE, HANDED_OVER, BEHIND, TAKING };
 static const char *const state_names[] = {"waiting", "syncing", "ready", "alone", "handed-over", "behind", "taking-over"};
 
-struct rp_standby {
-    struct rp_vm *vm;
-    struct rp_vm_options *o;
-    struct rp_entry *entry;         /* serving thread while it runs */
-    struct rp_machine *machine;     /* likewise: made ahead, around the image's RAM; NULL: not yet */
-    struct rp_replica *replica;     /* copies of the VM's private disks; lives as long as the entry's image is fed */
-    struct rp_link_recv *recv;
-    pthread_t thread;
-    bool serving;                   /* control: the thread is there */
-    bool unusable;                  /* serving thread: no machine can be made here of what the primary sends */
-    bool promoted, again;           /* control: the disks are the VM's; no machine could be made, and that may change */
-    int event_fd;                   /* the serving thread has ended, or failed */
-    int again_fd;                   /* a timer: the next attempt to take over is due */
-    char uri[400];
-    pthread_mutex_t lock;
-    enum state state;               /* lock */
-    uint64_t since_wall_ns;         /* lock */
-    char peer[80];                  /* lock: the primary, now or last */
-    uint64_t epoch, term, epoch_wall_ns, applied;   /* lock: newest whole epoch, 0: none; how many there were */
-    bool stale;                     /* lock: a primary has said that `epoch` may not be entered any more (S4) */
-    char why[256];                  /* lock: how the last session ended */
-    struct rp_link_outcome outcome; /* serving thread; control once it has ended */
-    struct rp_error failure;        /* likewise: the thread cannot go on */
-};
-
-static void set_state(struct rp_standby *s, enum state state)
+void rp_standby_set_state(struct rp_standby *s, enum rp_standby_state state)
 {
     pthread_mutex_lock(&s->lock);
     if (s->state != state) {
@@ -62,10 +25,10 @@ static void set_state(struct rp_standby *s, enum state state)
     pthread_mutex_unlock(&s->lock);
 }
 
-static enum state state_of(struct rp_standby *s)
+enum rp_standby_state rp_standby_state(struct rp_standby *s)
 {
     pthread_mutex_lock(&s->lock);
-    enum state state = s->state;
+    enum rp_standby_state state = s->state;
     pthread_mutex_unlock(&s->lock);
     return state;
 }
@@ -83,12 +46,12 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     snprintf(s->peer, sizeof(s->peer), "%s", peer);
     pthread_mutex_unlock(&s->lock);
     rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
-    set_state(s, SYNCING);
+    rp_standby_set_state(s, RP_STANDBY_SYNCING);
     return 0;
 }
 
 /* Around the image's RAM; outputs shut (S3). */
-static int make_machine(struct rp_standby *s, struct rp_error *err)
+int rp_standby_make_machine(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_machine_config *cfg = malloc(sizeof(*cfg));
     if (!cfg)
@@ -108,7 +71,7 @@ static int make_ahead(struct rp_standby *s, struct rp_error *err)
 {
     if (s->machine || s->o->machine.ndisks)
         return 0;
-    int rc = make_machine(s, err);
+    int rc = rp_standby_make_machine(s, err);
     return rc < 0 ? rp_error_wrap(err, "this host cannot run it") : 0;
 }
 
@@ -119,7 +82,7 @@ static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&s->lock);
-    bool first = s->state != READY;
+    bool first = s->state != RP_STANDBY_READY;
     s->stale = false;
     s->epoch = rp_image_epoch(image);
     s->term = rp_image_header(image)->term;
@@ -127,7 +90,7 @@ static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
     s->applied++;
     pthread_mutex_unlock(&s->lock);
     if (first) {
-        set_state(s, READY);
+        rp_standby_set_state(s, RP_STANDBY_READY);
         rp_events_emit(s->vm->events, s->epoch, "STANDBY_READY", "{\"epoch\": %llu, \"term\": %llu}", (unsigned long long)s->epoch,
                        (unsigned long long)s->term);
     }
@@ -150,7 +113,7 @@ static void stay_alone(struct rp_standby *s, bool seek)
     bool stale = s->stale;
     uint64_t epoch = s->epoch;
     pthread_mutex_unlock(&s->lock);
-    set_state(s, epoch == 0 ? WAITING : stale ? BEHIND : ALONE);
+    rp_standby_set_state(s, epoch == 0 ? RP_STANDBY_WAITING : stale ? RP_STANDBY_BEHIND : RP_STANDBY_ALONE);
     if (epoch && stale)
         rp_events_emit(s->vm->events, epoch, "STANDBY_BEHIND", "{\"epoch\": %llu, \"reason\": \"the VM has run unprotected since\"}",
                        (unsigned long long)epoch);
@@ -162,7 +125,7 @@ static void stay_alone(struct rp_standby *s, bool seek)
 static void on_alone(void *ctx)
 {
     struct rp_standby *s = ctx;
-    if (state_of(s) == SYNCING)
+    if (rp_standby_state(s) == RP_STANDBY_SYNCING)
         stay_alone(s, !rp_fence_is_none(s->vm->fence));
 }
 
@@ -213,7 +176,7 @@ static int forget(struct rp_standby *s, struct rp_error *err)
     s->stale = false;
     pthread_mutex_unlock(&s->lock);
     rp_fence_watch(s->vm->fence);
-    set_state(s, WAITING);
+    rp_standby_set_state(s, RP_STANDBY_WAITING);
     rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"%s\"}",
                    s->unusable ? "it cannot be run here" : "the primary ended the protection");
     s->unusable = false;
@@ -255,7 +218,7 @@ static bool after_session(struct rp_standby *s)
     if (o->end == RP_LINK_STOPPED || s->unusable)
         return forget(s, &s->failure) == 0;
     if (o->epoch && o->end == RP_LINK_FINAL) {
-        set_state(s, HANDED_OVER);
+        rp_standby_set_state(s, RP_STANDBY_HANDED_OVER);
         rp_fence_follow(s->vm->fence, s->term);
         return false;
     }
@@ -276,7 +239,7 @@ static void *serve_main(void *arg)
     return NULL;
 }
 
-static int start_serving(struct rp_standby *s, struct rp_error *err)
+int rp_standby_serve(struct rp_standby *s, struct rp_error *err)
 {
     int rc = pthread_create(&s->thread, NULL, serve_main, s);
     if (rc)
@@ -287,7 +250,7 @@ static int start_serving(struct rp_standby *s, struct rp_error *err)
 }
 
 /* `hard`: whatever goes on; otherwise the thread is about to end by itself, and its connection stays. */
-static void end_serving(struct rp_standby *s, bool hard)
+void rp_standby_end_serving(struct rp_standby *s, bool hard)
 {
     if (!s->serving)
         return;
@@ -295,167 +258,6 @@ static void end_serving(struct rp_standby *s, bool hard)
         rp_link_cancel(s->recv);
     pthread_join(s->thread, NULL);
     s->serving = false;
-}
-
-/* --- taking over; control thread, the lease is held --- */
-
-/* The disks become the VM's. Once. */
-static int promote(struct rp_standby *s, struct rp_error *err)
-{
-    int rc = s->promoted ? 0 : rp_replica_promote(s->replica, s->epoch, rp_fence_term(s->vm->fence), err);
-    for (unsigned i = 0; i < s->o->machine.ndisks; i++)
-        s->o->machine.disks[i].take = true;     /* the marks are ours now */
-    s->promoted = rc == 0;
-    return rc;
-}
-
-/* The machine is the newest epoch's. Its outputs are shut until it is bound to the fence. */
-static int enter(struct rp_standby *s, struct rp_error *err)
-{
-    struct rp_vm *vm = s->vm;
-    s->again = rp_fault(RP_FAULT_TAKEOVER_CLAIMED);
-    if (s->again)
-        return rp_error_set(err, EIO, "before the machine: fault point");
-    int rc = promote(s, err);
-    if (rc == 0 && !s->machine) {
-        rc = make_machine(s, err);
-        s->again = rc < 0;      /* a disk's server that is down, a lock that a dying process holds, … */
-    }
-    if (rc == 0)
-        rc = rp_entry_enter(s->entry, s->machine, vm->events, true, err);
-    if (rc < 0)
-        return rc;
-    vm->machine = s->machine;
-    s->machine = NULL;
-    vm->epoch = s->epoch;
-    return rp_fault(RP_FAULT_TAKEOVER_ENTERED) ? rp_error_set(err, EIO, "running it: fault point") : 0;
-}
-
-/* In a switchover the source stands and may be waiting for us: it has to know, or must not be able to go on (F2). */
-static int settle_with_source(struct rp_standby *s, struct rp_error *err)
-{
-    struct rp_fence *f = s->vm->fence;
-    struct rp_error why = {0};
-    if (!s->outcome.switching)
-        return 0;
-    int rc = s->outcome.end == RP_LINK_FINAL ? rp_link_recv_running(s->recv, ANSWER_MS, &why) : -EPIPE;
-    if (rc == 0)
-        return 0;
-    if (rp_fence_is_none(f))
-        return rp_error_exit(err, RP_EXIT_REFUSED, rc, "without a lease only the source's answer can say that it stays down: %s", why.text);
-    while ((rc = rp_fence_disown(f, err)) < 0 && rc != -ESTALE)
-        nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
-    return rc;
-}
-
-static int run_here(struct rp_standby *s, struct rp_error *err)
-{
-    struct rp_vm *vm = s->vm;
-    vm->fence_taken = true;
-    rp_fence_bind(vm->fence, vm->machine);
-    int rc = s->o->paused ? 0 : rp_machine_resume(vm->machine, err);
-    if (rp_fault(RP_FAULT_TAKEOVER_RUNS))
-        rp_log(RP_LOG_WARN, "fault point: nothing is left that could fail");
-    return rc;
-}
-
-/* It does not run here: the lease is given up first, so that the source that hears of it can have it at once. */
-static void takeover_failed(struct rp_standby *s, struct rp_error *err)
-{
-    struct rp_error ignored;
-    rp_error_wrap(err, "taking over VM \"%s\" at epoch %llu", s->vm->name, (unsigned long long)s->epoch);
-    if (rp_fence_yield(s->vm->fence, &ignored) < 0)
-        rp_log(RP_LOG_WARN, "%s", ignored.text);
-    rp_link_recv_failed(s->recv);
-    rp_vm_leave_because(s->vm, err);
-}
-
-/* The primary is dead and what is held here is all there is of the VM: the lease is kept, and it is tried again. */
-static void try_again_later(struct rp_standby *s, const struct rp_error *why)
-{
-    const struct itimerspec in = {.it_value.tv_sec = AGAIN_S};
-    char text[160];
-    pthread_mutex_lock(&s->lock);
-    bool told = strcmp(s->why, why->text) == 0;
-    snprintf(s->why, sizeof(s->why), "%.250s", why->text);
-    pthread_mutex_unlock(&s->lock);
-    if (!told) {
-        rp_log(RP_LOG_ERROR, "taking over VM \"%s\" at epoch %llu: %s; it is tried again every %u s", s->vm->name,
-               (unsigned long long)s->epoch, why->text, AGAIN_S);
-        rp_events_emit(s->vm->events, s->epoch, "TAKEOVER_WAITS", "{\"reason\": \"%s\"}", rp_json_escape(why->text, text, sizeof(text)));
-    }
-    (void)timerfd_settime(s->again_fd, 0, &in, NULL);
-}
-
-static void takeover(struct rp_standby *s)
-{
-    struct rp_vm *vm = s->vm;
-    struct rp_error err = {0};
-    uint64_t start = rp_clock_ns(), detected = s->outcome.detected_ns, heard = s->outcome.last_heard_ns;
-    bool handed_over = state_of(s) == HANDED_OVER;
-    end_serving(s, !handed_over);
-    if (!s->again)
-        rp_events_emit(vm->events, s->epoch, "LEASE_HELD", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
-    set_state(s, TAKING);
-    int rc = enter(s, &err);
-    s->again &= !handed_over;
-    if (s->again) {
-        try_again_later(s, &err);
-        return;
-    }
-    uint64_t entered = rp_clock_ns();
-    if (rc == 0)
-        rc = settle_with_source(s, &err);
-    if (rc == 0)
-        rc = run_here(s, &err);
-    if (rc < 0) {
-        takeover_failed(s, &err);
-        return;
-    }
-    uint64_t now = rp_clock_ns();
-    rp_qmp_ready(vm->qmp);
-    rp_notify("STATUS=running");
-    rp_events_emit(vm->events, vm->epoch, handed_over ? "SWITCHED_HERE" : "TAKEN_OVER",
-                   "{\"term\": %llu, \"silent-us\": %llu, \"lease-us\": %llu, \"enter-us\": %llu, \"run-us\": %llu}",
-                   (unsigned long long)rp_fence_term(vm->fence), (unsigned long long)((detected - heard) / 1000),
-                   (unsigned long long)((start - detected) / 1000), (unsigned long long)((entered - start) / 1000),
-                   (unsigned long long)((now - entered) / 1000));
-    rp_standby_stop(vm);
-}
-
-void rp_standby_on_fence(struct rp_vm *vm)
-{
-    struct rp_standby *s = vm->standby;
-    struct rp_error err = {0};
-    struct rp_fence_info info;
-    enum state state = state_of(s);
-    switch (rp_fence_state(vm->fence)) {
-    case RP_FENCE_HELD:
-        if (state == ALONE || state == HANDED_OVER || s->again)
-            takeover(s);
-        break;
-    case RP_FENCE_BEHIND:
-        if (state != ALONE && state != HANDED_OVER && !s->again)
-            break;
-        rp_fence_info(vm->fence, &info);
-        if (s->again) {
-            rp_error_exit(&err, RP_EXIT_REFUSED, ESTALE, "taking over VM \"%s\": %s; meanwhile %s has taken the lease (term %llu)", vm->name,
-                          s->why, info.holder, (unsigned long long)info.term);
-            rp_vm_leave_because(vm, &err);
-            break;
-        }
-        set_state(s, BEHIND);
-        rp_events_emit(vm->events, s->epoch, "STANDBY_BEHIND", "{\"epoch\": %llu, \"holder\": \"%.60s\", \"lease-term\": %llu}",
-                       (unsigned long long)s->epoch, info.holder, (unsigned long long)info.term);
-        if (state == HANDED_OVER) {     /* the source took it back: wait for it again */
-            end_serving(s, false);
-            if (start_serving(s, &err) < 0)
-                rp_vm_leave_because(vm, &err);
-        }
-        break;
-    default:
-        break;
-    }
 }
 
 /* The serving thread has ended: handed over (the lease decides next), or it cannot go on. */
@@ -467,14 +269,6 @@ static void on_event(void *ctx)
         return;
     if (s->failure.code)
         rp_vm_leave_because(s->vm, &s->failure);
-}
-
-static void on_again(void *ctx)
-{
-    struct rp_standby *s = ctx;
-    uint64_t n;
-    if (read(s->again_fd, &n, sizeof(n)) == sizeof(n) && s->again)
-        rp_standby_on_fence(s->vm);
 }
 
 /* --- making and ending --- */
@@ -521,7 +315,7 @@ static int make_standby(struct rp_vm *vm, struct rp_vm_options *o, struct rp_err
     if (rc == 0)
         rc = rp_vm_watch(vm, s->event_fd, on_event, s, err);
     if (rc == 0)
-        rc = rp_vm_watch(vm, s->again_fd, on_again, s, err);
+        rc = rp_vm_watch(vm, s->again_fd, rp_standby_on_again, s, err);
     return rc == 0 ? listen_at(s, &o->pair, err) : rc;
 }
 
@@ -529,7 +323,7 @@ static int begin_waiting(struct rp_vm *vm, struct rp_error *err)
 {
     rp_qmp_not_ready(vm->qmp, "the VM does not run here: this is its standby, which waits");
     rp_fence_watch(vm->fence);
-    return start_serving(vm->standby, err);
+    return rp_standby_serve(vm->standby, err);
 }
 
 int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error *err)
@@ -554,7 +348,7 @@ void rp_standby_stop(struct rp_vm *vm)
     if (!s)
         return;
     vm->standby = NULL;
-    end_serving(s, true);
+    rp_standby_end_serving(s, true);
     rp_link_recv_destroy(s->recv);
     free_image(s);
     rp_replica_close(s->replica);
