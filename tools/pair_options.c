@@ -73,3 +73,9 @@ const struct rp_opt rp_run_protect_option[1] = {
     {.name = "protect", .arg = "URI", .kind = RP_OPT_STRING, AT(protect),
      .help = "Protect the VM by the standby at tcp://HOST:PORT, rdma://HOST:PORT or unix:PATH, now and whenever it is there again."},
 };
+
+const struct rp_opt rp_next_protect_option[1] = {
+    {.name = "protect", .arg = "URI", .kind = RP_OPT_STRING, AT(protect),
+     .help = "Once the VM runs here, protect it by the standby at this URI, now and whenever it is there again. The old host can be it: "
+             "`reprise run --then standby`, or `reprise standby` when it is back."},
+};

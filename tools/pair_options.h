@@ -1,6 +1,6 @@
 /*
  * pair_options.h - the options of a protected VM: the lease (run, restore, standby, protect), and how it is to be
- * protected (run --protect, protect). The same words go through QMP to a VM that runs (qmp_protect.c).
+ * protected (run --protect, standby --protect, protect). The same words go through QMP to a VM that runs (qmp_protect.c).
  * Offsets are relative to struct rp_vm_options, of which this is a part. Strings point into argv.
  */
 #ifndef RP_TOOLS_PAIR_OPTIONS_H
@@ -28,11 +28,13 @@ struct rp_pair_options {
 extern const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS];
 extern const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS];
 extern const struct rp_opt rp_run_protect_option[1];    /* --protect URI */
+extern const struct rp_opt rp_next_protect_option[1];   /* likewise, for a VM that has come here */
 extern const struct rp_opt rp_then_options[2];          /* --then exit|standby, --listen URI */
 #define RP_THEN_GROUP {.title = "Afterwards", .opts = rp_then_options, .nopts = 2}
 #define RP_STANDBY_GROUP {.title = "Standby", .opts = rp_then_options, .nopts = 2}
 #define RP_FENCE_GROUP {.title = "Lease", .opts = rp_fence_options, .nopts = RP_FENCE_OPTIONS}
 #define RP_PROTECT_GROUP {.title = "Protection", .opts = rp_protect_options, .nopts = RP_PROTECT_OPTIONS}
 #define RP_RUN_PROTECT_GROUP {.title = "Protected from the start", .opts = rp_run_protect_option, .nopts = 1}
+#define RP_NEXT_PROTECT_GROUP {.title = "Protected again", .opts = rp_next_protect_option, .nopts = 1}
 
 #endif

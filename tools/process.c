@@ -1,6 +1,7 @@
 /* The process of a VM, from its options to its exit code. */
 #include "tools/process.h"
 
+#include "replicator/uri.h"
 #include "tools/notify.h"
 #include "tools/protection.h"
 #include "tools/sandbox.h"
@@ -33,9 +34,11 @@ static bool has_descriptors(const struct rp_machine_config *m)
     return any;
 }
 
-/* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
-static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
+static int check_pair(const struct rp_vm_options *o, struct rp_error *err)
 {
+    struct rp_uri uri;
+    if (o->pair.protect && rp_uri_parse(o->pair.protect, &uri, err) < 0)
+        return rp_error_wrap(err, "--protect");
     if (o->pair.protect && !o->pair.lease)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--protect needs --lease: file:DIRECTORY, etcd:HOST:PORT, or none");
     if (o->pair.stays && (!o->pair.lease || !o->pair.listen))
@@ -43,7 +46,15 @@ static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp
     if (o->pair.stays && has_descriptors(&o->machine))
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--then standby: a disk or an interface that was passed in as a descriptor cannot be "
                              "opened again; name it");
-    int rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
+    return 0;
+}
+
+/* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
+static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
+{
+    int rc = check_pair(o, err);
+    if (rc == 0)
+        rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
     return rc == 0 && !o->pair.waits ? rp_vm_fence_take(vm, err) : rc;
 }
 

@@ -31,8 +31,9 @@ const struct rp_verb rp_verb_standby = {
     .summary = "Wait with a copy of a VM that runs elsewhere, and be that VM when its host dies.",
     .details = "`reprise protect NAME URI` on the VM's host connects to this process, which from then on holds the VM's newest epoch. When the "
                "primary is lost and its lease has run out (or it hands the VM over: `reprise failover NAME`), the VM goes on here.\n\n"
-               "What belongs to this host (files of disks, network interfaces) is given in the order of `reprise run`.",
-    .groups = {RP_STANDBY_GROUP, RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP},
+               "What belongs to this host (files of disks, network interfaces) is given in the order of `reprise run`. With --protect the VM, once it "
+               "runs here, is protected again by itself: by the standby at that URI, as soon as there is one.",
+    .groups = {RP_STANDBY_GROUP, RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_NEXT_PROTECT_GROUP, RP_PROTECT_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,
 };

@@ -5,6 +5,7 @@
 #include "core/fault.h"
 #include "core/log.h"
 #include "tools/notify.h"
+#include "tools/protection.h"
 #include "tools/vm_fence.h"
 
 #include <errno.h>
@@ -104,6 +105,15 @@ static void try_again_later(struct rp_standby *s, const struct rp_error *why)
     (void)timerfd_settime(s->again_fd, 0, &in, NULL);
 }
 
+/* The VM runs here and is alone: it gets its next standby as soon as there is one at --protect, without being asked. */
+static void protect_again(struct rp_vm *vm)
+{
+    const struct rp_pair_options *o = &vm->options->pair;
+    struct rp_error err = {0};
+    if (o->protect && rp_protection_start(vm, o, true, &err) < 0)
+        rp_log(RP_LOG_ERROR, "VM \"%s\" runs here unprotected: %s; `reprise protect %s URI` protects it", vm->name, err.text, vm->name);
+}
+
 static void takeover(struct rp_standby *s)
 {
     struct rp_vm *vm = s->vm;
@@ -138,6 +148,7 @@ static void takeover(struct rp_standby *s)
                    (unsigned long long)((start - detected) / 1000), (unsigned long long)((entered - start) / 1000),
                    (unsigned long long)((now - entered) / 1000));
     rp_standby_stop(vm);
+    protect_again(vm);
 }
 
 void rp_standby_on_fence(struct rp_vm *vm)

@@ -111,6 +111,9 @@ def cases(folder, guests, golden):
                f"{more_than_there_is()}M") if more_than_there_is() <= 65536 else \
         Case("memory that the host lacks", USAGE, "1M to 64G", *boot, "--memory", "64T")
     yield Case("no way of capturing", USAGE, "not one of auto, stop-and-copy, copy-on-write", "protect", "web", "unix:/x", "--capture", "cow")
+    yield Case("a standby's place that is none", USAGE, '--protect: "tcp://b": there is no port', *boot, "--protect", "tcp://b", "--lease", "none")
+    yield Case("a standby's standby at no place", USAGE, '--protect: "b": unknown kind of address', "standby", "--name", "x", "--listen",
+               "unix:/nowhere/s", "--lease", "none", "--protect", "b")
     yield Case("too many vCPUs", USAGE, "between 1 and 32", *boot, "--cpus", "33")
     yield Case("two on stdio", USAGE, "stdio", *boot, "--serial", "stdio", "--console", "stdio")
     yield Case("a descriptor that is not open", USAGE, "not open", *boot, "--net", "fd:77")

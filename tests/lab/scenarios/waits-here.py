@@ -2,6 +2,7 @@
 
 Issue "the main job", after. rounds=N (6, even): a planned switchover and a process that hangs until it has lost the lease, in turn;
 descriptors and threads must not grow, nor memory once it is warm, which takes some 16 rounds. One host, two sides; 64 MiB of ledger.
+protect=self: nobody asks for the guest's next protection, both processes were told where it comes from (`--protect`).
 """
 import json
 
@@ -18,8 +19,15 @@ class Places(Pair):
     def uri(self, host):
         return f"unix:/run/reprise-standby-{host}"
 
-    def stays(self, host):
-        return ["--listen", self.uri(host), "--then", "standby"]
+    def stays(self, host, other):
+        itself = ["--protect", self.uri(other), "--heartbeat", self.heartbeat] if self.lab.word("protect", "asked") == "self" else []
+        return ["--then", "standby", *itself]
+
+    def protect(self):
+        if self.lab.word("protect", "asked") == "asked":
+            super().protect()
+        else:
+            self.lab.wait_until(lambda: '"protected"' in self.status(), 60, "the guest is protected, unasked")
 
 
 def status(side, guest):
@@ -69,11 +77,11 @@ def run(lab):
     client = lab.client()
     guest = LedgerGuest(lab)
     pair = Places(lab, guest, "unix")
-    guest.options = [*guest.options, "--lease", pair.lease, "--key", KEY, *pair.stays(x)]
+    guest.options = [*guest.options, "--lease", pair.lease, "--key", KEY, "--listen", pair.uri(x), *pair.stays(x, y)]
     pair.boot(x)
     load = LedgerLoad(lab, client, guest.address, "-i 20000")
     load.must_advance(10)
-    pair.standby_options = ["--then", "standby"]
+    pair.standby_options = pair.stays(y, x)
     pair.stand_by(y)
     pair.protect()
     figures = []
