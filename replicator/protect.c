@@ -29,7 +29,7 @@ struct rp_protect {
     bool have_last;                 /* lock */
     struct rp_error why;            /* lock: of the last loss */
     uint64_t losses;                /* lock */
-    bool stop, switching;           /* lock */
+    bool stop, switching, over;     /* lock */
     unsigned waiters;               /* lock: calls that wait for a switchover */
     enum rp_protect_end how;        /* lock: with stop */
     bool held;                      /* lock: outputs wait (P1) */
@@ -42,7 +42,7 @@ struct rp_protect {
 
 const char *rp_protect_state_name(enum rp_protect_state s)
 {
-    static const char *const names[] = {"off", "connecting", "syncing", "protected", "unprotected", "paused", "switched"};
+    static const char *const names[] = {"off", "leasing", "connecting", "syncing", "protected", "unprotected", "paused", "switched"};
     return names[s];
 }
 
@@ -397,9 +397,9 @@ static void end_protection(struct rp_protect *p)
     set_state(p, RP_PROTECT_OFF);
 }
 
-static void *protect_main(void *arg)
+/* Connects, again and again, and follows what comes of it, until it is over. */
+static void keep_protected(struct rp_protect *p)
 {
-    struct rp_protect *p = arg;
     bool first = true;
     while (!stopping(p)) {
         struct rp_error err = {0};
@@ -424,11 +424,27 @@ static void *protect_main(void *arg)
         pause_ms(p, p->cfg.retry_ms);
         try_outputs(p);
     }
+}
+
+static void *protect_main(void *arg)
+{
+    struct rp_protect *p = arg;
+    const struct rp_protect_owner *o = &p->cfg.owner;
+    struct rp_error err = {0};
+    if (o->acquire && o->acquire(o->ctx, &err) < 0)
+        standby_lost(p, &err);
+    else
+        keep_protected(p);
     pthread_mutex_lock(&p->lock);
     bool switched = p->state == RP_PROTECT_SWITCHED;
     pthread_mutex_unlock(&p->lock);
     if (!switched)
         end_protection(p);
+    pthread_mutex_lock(&p->lock);
+    p->over = true;
+    pthread_mutex_unlock(&p->lock);
+    if (o->ended)
+        o->ended(o->ctx);
     return NULL;
 }
 
@@ -442,7 +458,7 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
     p->events = events;
     p->cfg = *cfg;
     p->patient = patient;
-    p->state = RP_PROTECT_CONNECTING;
+    p->state = RP_PROTECT_LEASING;
     p->since_wall_ns = rp_wall_ns();
     p->next_epoch = cfg->engine.first_epoch ? cfg->engine.first_epoch : 1;
     if (!p->cfg.retry_ms)
@@ -521,17 +537,30 @@ int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err
     return rc;
 }
 
-uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how)
+void rp_protect_end(struct rp_protect *p, enum rp_protect_end how)
 {
-    if (!p)
-        return 0;
     pthread_mutex_lock(&p->lock);
+    p->how = p->stop ? p->how : how;
     p->stop = true;
-    p->how = how;
     if (p->engine)
         rp_engine_stop(p->engine);
     pthread_cond_broadcast(&p->change);
     pthread_mutex_unlock(&p->lock);
+}
+
+bool rp_protect_over(struct rp_protect *p)
+{
+    pthread_mutex_lock(&p->lock);
+    bool over = p->over;
+    pthread_mutex_unlock(&p->lock);
+    return over;
+}
+
+uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how)
+{
+    if (!p)
+        return 0;
+    rp_protect_end(p, how);
     pthread_join(p->thread, NULL);
     pthread_mutex_lock(&p->lock);
     while (p->waiters)
@@ -555,6 +584,7 @@ void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out)
     out->held = p->held;
     out->newest_epoch = p->next_epoch - 1;
     memcpy(out->why, p->why.text, sizeof(out->why) - 1);
+    out->why_exit = p->why.exit;
     out->have_engine = p->have_last;
     if (p->engine) {
         rp_engine_stats(p->engine, &out->engine);

@@ -1,11 +1,11 @@
 /*
  * protect.h - keeping a running VM protected: connect, sync, hold outputs, notice losses, come back. docs/protection.md.
  *
- *            rp_protect_start                    epoch 1 committed
- *    OFF ───────────────────► CONNECTING ─► SYNCING ──────────► PROTECTED ──rp_protect_switch──► SWITCHED (source stands)
- *     ▲                          ▲             │ lost               │ lost
- *     │ rp_protect_stop          └── retry ────┴─────► UNPROTECTED ◄┘ (outputs flow, event; or PAUSED by policy)
- *     └──────────────────────────────────────────────────┘
+ *      rp_protect_start     the lease is ours           epoch 1 committed
+ *    OFF ────────► LEASING ───────► CONNECTING ─► SYNCING ──────────► PROTECTED ──rp_protect_switch──► SWITCHED (source stands)
+ *     ▲               │                ▲             │ lost               │ lost
+ *     │               │ refused        └── retry ────┴─────► UNPROTECTED ◄┘ (outputs flow, event; or PAUSED by policy)
+ *     └── rp_protect_end ◄─────────────────────────────────────┘
  *
  * P1  Outputs are held from the first cut of a run until `disown` has succeeded: from then on no standby may enter an epoch
  *     that was made before, so that what leaves uncommitted cannot be taken back. INV-1 and INV-3 come before availability.
@@ -21,7 +21,7 @@
 #include "replicator/link.h"
 
 enum rp_protect_state {
-    RP_PROTECT_OFF, RP_PROTECT_CONNECTING, RP_PROTECT_SYNCING, RP_PROTECT_PROTECTED, RP_PROTECT_UNPROTECTED,
+    RP_PROTECT_OFF, RP_PROTECT_LEASING, RP_PROTECT_CONNECTING, RP_PROTECT_SYNCING, RP_PROTECT_PROTECTED, RP_PROTECT_UNPROTECTED,
     RP_PROTECT_PAUSED, RP_PROTECT_SWITCHED,
 };
 const char *rp_protect_state_name(enum rp_protect_state s);
@@ -30,6 +30,8 @@ const char *rp_protect_state_name(enum rp_protect_state s);
  * succeeds). */
 struct rp_protect_owner {
     void *ctx;
+    /* The right to run, before the first connection; waits for a holder that has died. An error ends protection. */
+    int (*acquire)(void *ctx, struct rp_error *err);
     /* The lease's term, for the epochs of a run that begins now. */
     uint64_t (*term)(void *ctx);
     /* No standby may enter an epoch that was made until now. -ESTALE: the right to run is lost; other errors: not now. */
@@ -43,6 +45,8 @@ struct rp_protect_owner {
     void (*pause)(void *ctx, bool paused);
     /* The switchover came about: the VM runs at the standby, the source stands for good. */
     void (*switched)(void *ctx);
+    /* The thread's last call: rp_protect_stop does not wait any more. */
+    void (*ended)(void *ctx);
 };
 
 struct rp_protect_config {
@@ -56,7 +60,8 @@ struct rp_protect_config {
 struct rp_protect_status {
     enum rp_protect_state state;
     char uri[400];
-    char why[256];                      /* of the last loss */
+    char why[256];                      /* of the last loss, and the exit code that goes with it */
+    int why_exit;
     uint64_t losses;                    /* since start */
     uint64_t since_wall_ns;             /* in this state */
     uint64_t newest_epoch;              /* newest number given to an epoch */
@@ -72,8 +77,8 @@ enum rp_protect_end {
 };
 
 struct rp_protect;
-/* Borrows source and events. Starts at once; a standby that cannot be reached at the first attempt is an error (the user sees
- * it) unless `patient`. */
+/* Borrows source and events. Does not wait: a lease that is refused is the state OFF with its reason, and so is a standby that
+ * cannot be reached at the first attempt, unless `patient`. */
 int rp_protect_start(struct rp_source *src, struct rp_events *events, const struct rp_protect_config *cfg, bool patient,
                      struct rp_protect **out, struct rp_error *err) RP_MUST_CHECK;
 /* Waits until the first epoch is committed. -ETIMEDOUT; the failure when the first attempt failed. */
@@ -81,7 +86,11 @@ int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err) 
 /* Planned switchover: one last epoch, the standby enters it. 0: it runs there, the source stands still for good. On error the
  * VM runs on here (INV-6). */
 int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
-/* Ends protection. Waits for `disown` when it has to be asked. Returns the newest number that was given to an epoch. */
+/* Asks protection to end; the first `how` counts. What has to be waited for (a connection, the goodbye, `disown`) is waited for by
+ * the thread: over, once it has called `ended`. */
+void rp_protect_end(struct rp_protect *p, enum rp_protect_end how);
+bool rp_protect_over(struct rp_protect *p);
+/* The same, waits, and frees. Returns the newest number that was given to an epoch. */
 uint64_t rp_protect_stop(struct rp_protect *p, enum rp_protect_end how);
 void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out);
 

@@ -12,6 +12,8 @@
 #include <unistd.h>
 
 #define LOOK_NS 100000000L
+#define END_LOOK_NS 10000000L
+#define END_NS 60000000000ull
 
 struct protect_opts {
     struct rp_vm_options vm;        /* only its pair */
@@ -82,18 +84,43 @@ static void draw(const json_t *st, uint64_t start_ns)
             (long long)json_integer_value(json_object_get(sync, "ram-bytes")) >> 20, s);
 }
 
-/* 1: protected; 0: not yet. */
-static int look(struct rp_client *c, json_t **st, struct rp_error *err)
+/* 1: as far as we wait (the VM is protected; with --no-wait: its lease is held); 0: not yet. */
+static int look(struct rp_client *c, bool no_wait, json_t **st, struct rp_error *err)
 {
     int rc = rp_client_call(c, "query-protect", NULL, st, err);
     if (rc < 0)
         return rc;
     const char *state = str(*st, "state");
-    if (strcmp(state, "protected") == 0)
+    if (strcmp(state, "leasing") == 0)
+        return 0;
+    if (strcmp(state, "protected") == 0 || (no_wait && strcmp(state, "off") != 0))
         return 1;
     if (strcmp(state, "connecting") == 0 || strcmp(state, "syncing") == 0)
         return 0;
-    return rp_error_set(err, EIO, "%s", *str(*st, "reason") ? str(*st, "reason") : "protection has ended");
+    json_int_t code = json_integer_value(json_object_get(*st, "exit"));
+    return rp_error_exit(err, code ? (enum rp_exit)code : RP_EXIT_FAILED, EIO, "%s",
+                         *str(*st, "reason") ? str(*st, "reason") : "protection has ended");
+}
+
+/* Ends the VM's protection and waits for that: the standby is told, and what waits for the lease may take its time. */
+static int end_protection(struct rp_client *c, struct rp_error *err)
+{
+    struct timespec pause = {.tv_nsec = END_LOOK_NS};
+    int rc = rp_client_call(c, "unprotect", NULL, NULL, err);
+    uint64_t until = rp_clock_ns() + END_NS;
+    while (rc == 0) {
+        json_t *st = NULL;
+        rc = rp_client_call(c, "query-protect", NULL, &st, err);
+        bool over = rc == 0 && !json_object_get(st, "standby");
+        json_decref(st);
+        if (over)
+            break;
+        if (rc == 0 && rp_clock_ns() > until)
+            return rp_error_set(err, ETIMEDOUT, "protection has not ended after %llu s: the lease's storage does not answer; `reprise status` "
+                                "says why", END_NS / 1000000000u);
+        nanosleep(&pause, NULL);
+    }
+    return rc;
 }
 
 static int wait_protected(struct rp_client *c, const struct protect_opts *o, struct rp_error *err)
@@ -107,7 +134,7 @@ static int wait_protected(struct rp_client *c, const struct protect_opts *o, str
     sigemptyset(&sigint);
     sigaddset(&sigint, SIGINT);
     sigprocmask(SIG_BLOCK, &sigint, NULL);
-    while ((rc = look(c, &st, err)) == 0) {
+    while ((rc = look(c, o->no_wait, &st, err)) == 0) {
         if (visible)
             draw(st, start);
         json_decref(st);
@@ -119,12 +146,12 @@ static int wait_protected(struct rp_client *c, const struct protect_opts *o, str
     }
     if (visible)
         fputs("\r\033[K", stderr);
-    if (rc < 0 && rp_client_call(c, "unprotect", NULL, NULL, NULL) < 0) {
+    if (rc < 0 && end_protection(c, NULL) < 0) {
         /* it has ended by itself */
     }
-    if (rc == 1 && o->json)
+    if (rc == 1 && o->json && !o->no_wait)
         json_dumpf(st, stdout, JSON_INDENT(2));
-    if (rc == 1 && !o->quiet)
+    if (rc == 1 && !o->quiet && !o->no_wait)
         printf(o->json ? "\n" : "protected by %s after %.2f s\n", str(st, "standby"), (double)(rp_clock_ns() - start) / 1e9);
     json_decref(st);
     return rc < 0 ? rc : RP_EXIT_DONE;
@@ -143,9 +170,8 @@ static int run_protect(const struct rp_verb *v, void *opts, unsigned n, char **o
         json_decref(args);
         return rc;
     }
-    rp_client_timeout(c, 60000000000ull);       /* a lease whose holder has died is waited for */
     rc = rp_client_call(c, "protect", args, NULL, err);
-    if (rc == 0 && !o->no_wait)
+    if (rc == 0)
         rc = wait_protected(c, o, err);
     rp_client_close(c);
     return rc;
@@ -156,10 +182,8 @@ static int run_unprotect(const struct rp_verb *v, void *opts, unsigned n, char *
     (void)v, (void)opts, (void)n;
     struct rp_client *c = NULL;
     int rc = rp_client_open(operands[0], &c, err);
-    if (rc == 0) {
-        rp_client_timeout(c, 60000000000ull);
-        rc = rp_client_call(c, "unprotect", NULL, NULL, err);
-    }
+    if (rc == 0)
+        rc = end_protection(c, err);
     rp_client_close(c);
     return rc;
 }

@@ -20,6 +20,7 @@ struct rp_protection {
     struct rp_vm *vm;
     struct rp_protect_config cfg;
     struct rp_protect *protect;     /* control thread; NULL between a stop and a start */
+    bool ending;                    /* control: rp_protection_end was called */
     int event_fd;                   /* the protect thread has something for the control thread */
     _Atomic bool pause_wanted;      /* it wants the machine to stand still */
     bool paused;                    /* control: and it does */
@@ -27,6 +28,12 @@ struct rp_protection {
 };
 
 /* --- what the protect thread asks of us; it may wait for the lease's storage --- */
+
+static int owner_acquire(void *ctx, struct rp_error *err)
+{
+    struct rp_protection *p = ctx;
+    return rp_vm_fence_take(p->vm, err);
+}
 
 static uint64_t owner_term(void *ctx)
 {
@@ -62,7 +69,8 @@ static int owner_retake(void *ctx, struct rp_error *err)
     return rc;
 }
 
-static void owner_switched(void *ctx)
+/* `switched`, and `ended`: the control thread looks. */
+static void owner_look(void *ctx)
 {
     struct rp_protection *p = ctx;
     (void)eventfd_write(p->event_fd, 1);
@@ -76,6 +84,13 @@ static void owner_pause(void *ctx, bool paused)
 }
 
 /* --- control thread --- */
+
+/* What is over is put away. */
+static void reap(struct rp_protection *p)
+{
+    if (p->ending && rp_protect_over(p->protect))
+        rp_protection_stop(p->vm, true);
+}
 
 static void on_event(void *ctx)
 {
@@ -97,6 +112,8 @@ static void on_event(void *ctx)
         rp_log(RP_LOG_ERROR, "--on-loss pause: %s", err.text);
     if (rp_protection_switched(p->vm))
         rp_vm_moved(p->vm, NULL);       /* p may be gone */
+    else
+        reap(p);
 }
 
 static void goal_of(const struct rp_pair_options *o, struct rp_protect_config *cfg)
@@ -143,8 +160,9 @@ static int configure(struct rp_protection *p, const struct rp_pair_options *o, s
     if (rc < 0)
         return rc;
     goal_of(o, cfg);
-    cfg->owner = (struct rp_protect_owner){.ctx = p, .term = owner_term, .disown = owner_disown, .yield = owner_yield,
-                                           .retake = owner_retake, .pause = owner_pause, .switched = owner_switched};
+    cfg->owner = (struct rp_protect_owner){.ctx = p, .acquire = owner_acquire, .term = owner_term, .disown = owner_disown,
+                                           .yield = owner_yield, .retake = owner_retake, .pause = owner_pause, .switched = owner_look,
+                                           .ended = owner_look};
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return p->event_fd < 0 ? rp_error_set(err, errno, "eventfd: %s", strerror(errno)) : 0;
 }
@@ -166,8 +184,11 @@ static void forget(struct rp_vm *vm)
 static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct rp_error *err)
 {
     enum rp_run_state s = rp_machine_state(vm->machine);
+    if (vm->protection && rp_protect_over(vm->protection->protect))
+        rp_protection_stop(vm, true);           /* of an attempt that failed its reason was left */
     if (vm->protection)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is protected already; unprotect it first", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is %s", vm->name,
+                             vm->protection->ending ? "being unprotected; wait for the end of that" : "protected already; unprotect it first");
     if (s == RP_VM_SHUTDOWN || s == RP_VM_FAILED)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" has ended", vm->name);
     if (rp_jobs_running(vm->jobs, NULL))
@@ -194,14 +215,20 @@ int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *o, bool 
     if (rc == 0)
         rc = rp_vm_fence_open(vm, o->lease, o->lease_ttl_ns, err);
     if (rc == 0)
-        rc = rp_vm_fence_take(vm, err);
-    if (rc == 0)
         rc = rp_vm_watch(vm, p->event_fd, on_event, p, err);
     if (rc == 0)
         rc = start_run(p, patient, err);
     if (rc < 0)
         forget(vm);
     return rc;
+}
+
+void rp_protection_end(struct rp_vm *vm)
+{
+    struct rp_protection *p = vm->protection;
+    p->ending = true;
+    rp_protect_end(p->protect, RP_PROTECT_FORGET);
+    reap(p);
 }
 
 void rp_protection_stop(struct rp_vm *vm, bool forget_image)
@@ -216,7 +243,7 @@ void rp_protection_restart(struct rp_vm *vm)
 {
     struct rp_error err = {0};
     struct rp_protection *p = vm->protection;
-    if (!p)
+    if (!p || p->ending)
         return;
     stop_run(p, RP_PROTECT_FORGET);
     if (start_run(p, true, &err) < 0)
@@ -349,6 +376,7 @@ json_t *rp_protection_query(struct rp_vm *vm)
         json_object_set_new(o, "since-ms", json_integer((json_int_t)((rp_wall_ns() - s->since_wall_ns) / 1000000)));
         json_object_set_new(o, "losses", json_integer((json_int_t)s->losses));
         json_object_set_new(o, "reason", json_string(s->why));
+        json_object_set_new(o, "exit", json_integer(s->why_exit));
         json_object_set_new(o, "outputs", outputs(vm, s->held));
         if (s->have_engine)
             add_engine(o, s);

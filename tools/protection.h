@@ -8,10 +8,13 @@
 #include "tools/pair_options.h"
 #include "tools/vm.h"
 
-/* Protects vm->machine by the standby at p->protect. Opens and takes the lease as needed. `patient`: a standby that cannot
- * be reached yet is no error, and is waited for. Refused with a sentence while protected already, or while a checkpoint runs. */
+/* Begins to protect vm->machine by the standby at p->protect, and returns: rp_protection_query says how far it is. Opens the lease
+ * as needed. `patient`: a standby that cannot be reached yet is waited for; otherwise it ends there, and so it does when the lease is
+ * refused. Refused with a sentence while protected already, or while a checkpoint runs. */
 int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *p, bool patient, struct rp_error *err) RP_MUST_CHECK;
-/* Ends it, if there is one. `forget`: the standby is told to forget the VM; otherwise it takes over. */
+/* Ends it and has the standby forget the VM; returns before that is over. */
+void rp_protection_end(struct rp_vm *vm);
+/* Ends it, if there is one, and waits. `forget`: the standby is told to forget the VM; otherwise it takes over. */
 void rp_protection_stop(struct rp_vm *vm, bool forget);
 /* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */
 void rp_protection_restart(struct rp_vm *vm);

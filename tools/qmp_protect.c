@@ -48,7 +48,7 @@ static int cmd_unprotect(struct rp_qmp_call *call, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected", vm->name);
     if (rp_jobs_running(vm->jobs, "failover"))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is being handed over", vm->name);
-    rp_protection_stop(vm, true);
+    rp_protection_end(vm);
     return 0;
 }
 

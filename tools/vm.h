@@ -42,7 +42,8 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     struct rp_error leave_why;  /* of rp_vm_leave_because */
     struct rp_fence *fence;     /* vm_fence.h; NULL: no lease */
     int fence_fd;
-    bool fence_taken, fence_lost, fence_paused;
+    _Atomic bool fence_taken;   /* the protect thread may take it, too */
+    bool fence_lost, fence_paused;
     struct rp_protection *protection;   /* protection.h; NULL: not protected */
     struct rp_standby *standby; /* standby.h; NULL: not waiting for anything */
     unsigned nwatches;

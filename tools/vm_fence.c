@@ -82,12 +82,14 @@ int rp_vm_fence_open(struct rp_vm *vm, const char *where, uint64_t ttl_ns, struc
     struct rp_fence_info info;
     if (!where)
         return 0;
-    if (vm->fence) {
+    if (vm->fence)
         rp_fence_info(vm->fence, &info);
-        if (strcmp(info.where, where) == 0)
-            return 0;
+    if (vm->fence && strcmp(info.where, where) == 0)
+        return 0;
+    if (vm->fence && !vm->fence_taken)
+        rp_vm_fence_close(vm);          /* an attempt that was refused named another place */
+    if (vm->fence)
         return rp_error_exit(err, RP_EXIT_REFUSED, EEXIST, "--lease %s: the VM has its lease at %s; keep to that", where, info.where);
-    }
     struct rp_fence_config cfg = {.events = vm->events, .changed = on_changed, .ctx = vm};
     cfg.lease.where = where;
     cfg.lease.ttl_ms = (unsigned)(ttl_ns / 1000000u);
@@ -98,6 +100,10 @@ int rp_vm_fence_open(struct rp_vm *vm, const char *where, uint64_t ttl_ns, struc
         rc = rp_vm_watch(vm, vm->fence_fd, on_readable, vm, err);
     if (rc == 0)
         rc = rp_fence_open(&cfg, &vm->fence, err);
+    if (rc < 0 && vm->fence_fd >= 0) {
+        rp_vm_unwatch(vm, vm->fence_fd);
+        close(vm->fence_fd);
+    }
     return rc < 0 ? rp_error_wrap(err, "--lease %s", where) : 0;
 }
 

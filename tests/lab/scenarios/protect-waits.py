@@ -1,0 +1,80 @@
+"""Whatever a VM's protection waits for, its process answers: a standby that is silent, a lease whose holder has died, both ways.
+
+Issue "the main job": the VM comes first. One host, two sides; a listener that accepts and never speaks stands for the hung standby.
+"""
+import json
+import time
+
+from lab import LedgerGuest
+from lab.pair import KEY, Pair, Side
+
+TIMEOUT_S = 180
+ANSWER_S = 0.5
+MUTE = "exec python3 -c 'import socket, time; s = socket.socket(socket.AF_UNIX); s.bind(\"/run/mute\"); s.listen(); time.sleep(3600)'"
+
+
+def answers_while(lab, side, guest, job):
+    """Ask for the VM's state until the job has ended; returns the states of its protection, in order."""
+    states = []
+    while job.rc is None:
+        begin = time.monotonic()
+        status = json.loads(side.run(f"reprise status {guest.name} --json").output)
+        took = time.monotonic() - begin
+        lab.check(took < ANSWER_S, f"`status` took {took:.2f} s while protection was {states[-1:]}")
+        state = status.get("protect", {}).get("state", "?")
+        if states[-1:] != [state]:
+            states.append(state)
+        time.sleep(0.05)
+    return states
+
+
+def protect(side, guest, uri, lease):
+    return side.background(f"exec reprise protect {guest.name} {uri} --key {KEY} --lease {lease}")
+
+
+def boot(lab, pair, side):
+    pair.boot(side)
+    lab.wait_until(lambda: '"running"' in pair.status(), 20, "the guest runs")
+
+
+def run(lab):
+    lab.need_reprise("run", "standby", "protect", "unprotect", "status")
+    (host,) = lab.hosts("a")
+    x, y = Side(host, "x", 1), Side(host, "y", 2)
+    guest = LedgerGuest(lab)
+    pair = Pair(lab, guest, "unix")
+    boot(lab, pair, x)
+
+    host.background(MUTE)
+    lab.wait_until(lambda: host.run("test -S /run/mute", check=False).rc == 0, 10, "somebody listens, and is silent")
+    job = protect(x, guest, "unix:/run/mute", pair.lease)
+    states = answers_while(lab, x, guest, job)
+    lab.log(f"a standby that is silent: {states}, exit code {job.rc}: {job.output.strip()[-200:]}")
+    lab.check(job.rc == 1 and "connecting" in states, f"protecting by a silent standby: {states}, exit code {job.rc}:\n{job.output}")
+
+    x.run(f"reprise protect {guest.name} unix:/run/mute --key {KEY} --no-wait")
+    lab.wait_until(lambda: '"unprotected"' in x.run(f"reprise status {guest.name} --json").output, 10, "the first attempt has failed")
+    time.sleep(1)                   # the second one goes on
+    job = x.background(f"exec reprise unprotect {guest.name}")
+    states = answers_while(lab, x, guest, job)
+    lab.log(f"unprotected while it connects: {states}, exit code {job.rc}")
+    lab.check(job.rc == 0 and states[0] == "unprotected" and '"standby"' not in pair.status(), f"unprotect: {states}, exit code {job.rc}:\n{job.output}")
+
+    # The holder of another lease dies: its time has to run out first.
+    gone = "file:/mnt/shared/lease-gone"
+    (lab.shared / "lease-gone").mkdir()
+    guest.tap = y.tap
+    guest.prepare(host)
+    holder = y.background(f"exec {guest.command()} --lease {gone} --lease-ttl 4s --pidfile /run/holder")
+    lab.wait_until(lambda: holder.rc is not None or host.run("test -s /run/holder", check=False).rc == 0, 20, "somebody holds the lease")
+    host.run("kill -9 $(cat /run/holder)")
+    pair.lease = gone
+    pair.stand_by(y)
+    x.run(f"reprise quit {guest.name}")
+    boot(lab, pair, x)
+    job = protect(x, guest, pair.uri(y), f"{gone} --lease-ttl 4s")
+    states = answers_while(lab, x, guest, job)
+    lab.log(f"a lease whose holder has died: {states}, exit code {job.rc}")
+    lab.check(job.rc == 0 and states[0] == "leasing", f"protecting under a dead holder's lease: {states}, exit code {job.rc}:\n{job.output}")
+    x.run(f"reprise unprotect {guest.name}")
+    host.kernel_log_must_be_clean()
