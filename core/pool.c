@@ -1,6 +1,7 @@
 #include "core/pool.h"
 
 #include "core/clock.h"
+#include "core/log.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 struct helper {
     struct rp_pool *pool;
@@ -17,6 +19,7 @@ struct helper {
 
 struct rp_pool {
     unsigned threads;
+    int nice;
     struct helper *helpers;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
@@ -27,11 +30,18 @@ struct rp_pool {
     bool quit;                                  /* lock */
 };
 
+void rp_thread_nice(int nice)
+{
+    if (nice && setpriority(PRIO_PROCESS, 0, nice) != 0)    /* 0: this thread */
+        rp_log(RP_LOG_DEBUG, "a thread cannot give way: %s", strerror(errno));
+}
+
 static void *helper_main(void *arg)
 {
     struct helper *h = arg;
     struct rp_pool *p = h->pool;
     unsigned seen = 0;
+    rp_thread_nice(p->nice);
     pthread_mutex_lock(&p->lock);
     for (;;) {
         while (!p->quit && (!p->fn || p->generation == seen))
@@ -73,13 +83,14 @@ void rp_pool_run(struct rp_pool *p, void (*fn)(void *ctx, unsigned worker), void
     }
 }
 
-int rp_pool_create(const char *name, unsigned threads, struct rp_pool **out, struct rp_error *err)
+int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool **out, struct rp_error *err)
 {
     struct rp_pool *p = calloc(1, sizeof(*p));
     if (!p || !(p->helpers = calloc(threads + 1, sizeof(*p->helpers)))) {
         free(p);
         return rp_error_set(err, ENOMEM, "no memory for %u %s threads", threads, name);
     }
+    p->nice = nice;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);

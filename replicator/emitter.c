@@ -1,6 +1,7 @@
 #include "replicator/emitter.h"
 
 #include "core/clock.h"
+#include "core/pool.h"
 #include "core/queue.h"
 
 #include <errno.h>
@@ -235,6 +236,7 @@ static void *emitter_main(void *arg)
 {
     struct rp_emitter *m = arg;
     struct rp_message *msg;
+    rp_thread_nice(RP_NICE_BEHIND);
     while ((msg = rp_queue_pop(&m->queue))) {
         struct rp_error err = {0};
         int rc = atomic_load(&m->abandoned) ? 0 : emit_message(m, msg, &err);

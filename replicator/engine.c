@@ -169,7 +169,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
         .sink = sink, .ram = *ram, .encoders = spare_cores(cfg->encoders), .codecs = cfg->codecs,
         .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .held = cfg->held, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
     if ((rc = rp_arena_create(e->cfg.memory_bytes, ram->gfn_end, &e->arena, err)) < 0 ||
-        (rc = rp_pool_create("capture", spare_cores(cfg->capture_threads), &e->capture_pool, err)) < 0 ||
+        (rc = rp_pool_create("capture", spare_cores(cfg->capture_threads), 0, &e->capture_pool, err)) < 0 ||
         (rc = rp_capture_init(&e->capture, ram, e->arena, e->capture_pool, err)) < 0)
         goto fail;
     emit.arena = e->arena;

@@ -168,7 +168,7 @@ static void captures(unsigned helpers)
     struct capture_run r = {.ram = {.gfn_end = 131072, .pages = 131072, .nregions = 1, .regions = {{0, 131072}}}};
     struct rp_pool *pool;
     r.ram.base = mmap(NULL, r.ram.pages << RP_PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (r.ram.base == MAP_FAILED || rp_pool_create("capture", helpers, &pool, NULL) < 0 ||
+    if (r.ram.base == MAP_FAILED || rp_pool_create("capture", helpers, 0, &pool, NULL) < 0 ||
         rp_arena_create(128u << 20, r.ram.gfn_end, &r.arena, NULL) < 0 || rp_capture_init(&r.c, &r.ram, r.arena, pool, NULL) < 0)
         abort();
     r.n = 16384;

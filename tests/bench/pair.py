@@ -5,8 +5,9 @@
                   [heartbeat=200] [capture=auto|stop-and-copy|copy-on-write]
 
 Each case: a primary and a standby, `seconds` of protected running, then the primary is killed. Prints one line of JSON per case: pauses as
-the guest's own gap meter sees them (gaps longer than `gap` us), its progress, epochs and, for Reprise, the engine's figures. RAM and working
-set in MiB, the epoch and the heartbeat in ms. Needs /dev/kvm (tests/lab/scenarios/bench-colo.py brings one).
+the guest's own gap meter sees them, its progress, epochs and, for Reprise, the engine's figures. The meter records what is longer than `gap` us;
+the pauses are the longest of that, as many as there were epochs. COLO counts no epochs: all that is longer than COLO_PAUSE_MS. RAM and
+working set in MiB, the epoch and the heartbeat in ms. Needs /dev/kvm (tests/lab/scenarios/bench-colo.py brings one).
 """
 import json
 import mmap
@@ -23,6 +24,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from qmp import Qmp, QmpError       # noqa: E402  (beside this file, in the lab's package or copied with it)
 
 PATIENCE_S = 60
+SETTLE_S = 0.05
+COLO_PAUSE_MS = 0.2     # its shortest are five times that; what else stops a vCPU hardly reaches it
 STDNULL = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 
 
@@ -34,6 +37,20 @@ def until(condition, what):
             return found
         time.sleep(0.02)
     raise TimeoutError(what)
+
+
+def quantiles(measured, epochs_s, prefix):
+    """Of a measurement, the pauses: the longest gaps, as many as there were epochs."""
+    count = max(1, round(epochs_s * measured["window"]))
+    kept = sorted([0.0] * count + measured["gaps"])[-count:]
+    return {f"{prefix}_p50_ms": kept[count // 2], f"{prefix}_p99_ms": kept[count * 99 // 100], f"{prefix}_max_ms": kept[-1]}
+
+
+def result(bare, measured, epochs_s):
+    """Figures of a protected run beside those of the same guest alone, whose longest gaps are the machine's own."""
+    figures = {key: value for key, value in measured.items() if key not in ("gaps", "window")}
+    return {**figures, "epochs_s": epochs_s, "unprotected_pages_s": bare["pages_s"], **quantiles(measured, epochs_s, "gap"),
+            **quantiles(bare, epochs_s, "unprotected_gap")}
 
 
 def warm(mib):
@@ -63,11 +80,11 @@ class Case:
         return "".join(path.read_text(errors="replace")[-600:] for path in sorted(self.directory.glob("*.log")))
 
     def probe(self, process):
-        """What the guest's status says; its newest gaps, in ms, under "gaps"."""
+        """What the guest's status says; its newest gaps, (start in ticks, ms), under "gaps"."""
         out = subprocess.run([self.build / "tests/tools/guest-probe", "-g", "-p", str(process.pid)], capture_output=True, text=True, check=False)
         words = [line.split() for line in out.stdout.splitlines() if " " in line]
         status = {word[0]: " ".join(word[1:]) for word in words}
-        status["gaps"] = [int(word[2]) / 1e6 for word in words if word[0] == "vcpu0.gap"]
+        status["gaps"] = [(int(word[1]), int(word[2]) / 1e6) for word in words if word[0] == "vcpu0.gap"]
         return status
 
     def runs(self, process):
@@ -81,10 +98,12 @@ class Case:
         iterations = int(after.get("vcpu0.iterations", 0)) - int(before["vcpu0.iterations"])
         if iterations < 0:
             raise RuntimeError("the guest has started anew while it was measured")
-        seen = int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])
-        gaps = sorted(after["gaps"][-seen:]) if seen else [0.0]
-        return {"pages_s": iterations / took, "asked": self.rate, "gaps_s": seen / took,
-                "gap_p50_ms": gaps[len(gaps) // 2], "gap_p99_ms": gaps[len(gaps) * 99 // 100],
+        hz, end = int(after["tsc_hz"]), int(after["vcpu0.last_tsc"])
+        since = int(before["vcpu0.last_tsc"]) + int(hz * SETTLE_S)      # the look at it took a processor, too
+        if int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"]) > len(after["gaps"]):
+            since = max(since, after["gaps"][0][0])                     # its ring holds the newest only
+        return {"pages_s": iterations / took, "asked": self.rate,
+                "gaps": [gap for start, gap in after["gaps"] if start >= since], "window": (end - since) / hz,
                 "gap_share": (float(after["vcpu0.gap_sum_us"]) - float(before["vcpu0.gap_sum_us"])) / took / 1e6,
                 "cpu": (cpu := (self.cpu() - cpu) / took),
                 # A page is committed once for each epoch in which it was written: nearly once for each write, if they are spread.
@@ -153,8 +172,7 @@ class Reprise(Case):
         first = self.ask("status")
         figures = self.measure(primary)
         last = self.ask("status")
-        figures.update(unprotected_pages_s=bare["pages_s"], status=last,
-                       epochs_s=(self.committed(last) - self.committed(first)) / self.words["seconds"])
+        figures = {**result(bare, figures, (self.committed(last) - self.committed(first)) / self.words["seconds"]), "status": last}
         self.fail_over(primary, standby, lambda: None)
         event = until(lambda: next((event for event in self.ask("history", REPRISE_RUNTIME_DIR=str(there))
                                     if event["name"] == "TAKEN_OVER"), None), "the takeover is told")
@@ -199,7 +217,7 @@ class Colo(Case):
         time.sleep(1)
         figures = self.measure(primary)
         # It counts no checkpoints: each is one gap of the guest, at least.
-        figures.update(unprotected_pages_s=bare["pages_s"], unprotected_gaps_s=bare["gaps_s"], epochs_s=figures["gaps_s"])
+        figures = result(bare, figures, sum(gap > COLO_PAUSE_MS for gap in figures["gaps"]) / figures["window"])
         # Told at once: what follows is what takes time after a death is detected.
         figures["takeover_ms"] = self.fail_over(primary, standby, lambda: there.command("x-colo-lost-heartbeat"))
         return figures

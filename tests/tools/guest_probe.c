@@ -207,6 +207,7 @@ static void print_vcpu(const struct rg_vcpu *v, uint32_t cpu, bool gaps)
 		die(1, "out of memory");
 	printf("vcpu%u.heartbeat %" PRIu64 "\nvcpu%u.iterations %" PRIu64 "\nvcpu%u.checked %" PRIu64 "\nvcpu%u.behind %" PRIu64 "\n", cpu, v->heartbeat, cpu,
 	       v->iterations, cpu, v->checked, cpu, v->behind);
+	printf("vcpu%u.last_tsc %" PRIu64 "\n", cpu, v->last_tsc);
 	printf("vcpu%u.gaps %" PRIu64 "\nvcpu%u.gap_sum_us %.1f\nvcpu%u.gap_max_us %.1f\n", cpu, total, cpu, (double)v->gap_sum_ns / 1e3, cpu, (double)v->gap_max_ns / 1e3);
 	memcpy(sorted, v->ring, n * sizeof(*sorted));
 	qsort(sorted, n, sizeof(*sorted), by_ns);
