@@ -302,9 +302,22 @@ static int link_start(struct rp_sink *base, const struct rp_sink_events *events,
     return rc < 0 ? rc : start_threads(s, err);
 }
 
+/* The end of an epoch may leave with a frame that it fills, before the flush: from now on the epoch may be acknowledged. */
+static void note_end(struct link_sink *s, const struct rp_buf *record)
+{
+    struct rp_record r;
+    struct rp_epoch_trailer t;
+    if (rp_record_peek(record->data, 0, &r, NULL) < 0 || r.type != RP_REC_EPOCH_END)
+        return;
+    r.payload = record->data + RP_RECORD_HEADER;
+    if (rp_get_epoch_end(&r, &t, NULL) == 0)
+        atomic_store(&s->epoch, t.number);
+}
+
 static int link_emit(struct rp_sink *base, struct rp_buf *record, struct rp_error *err)
 {
     struct link_sink *s = of(base);
+    note_end(s, record);
     int rc = atomic_load(&s->told) || atomic_load(&s->cancelled) ? rp_error_set(err, EPIPE, "the link to the standby is down")
                                                                  : rp_bundle_put(s->bundle, record, err);
     return rc < 0 ? ended(s, rc, err) : rc;
@@ -313,11 +326,11 @@ static int link_emit(struct rp_sink *base, struct rp_buf *record, struct rp_erro
 static int link_flush(struct rp_sink *base, uint64_t epoch, struct rp_error *err)
 {
     struct link_sink *s = of(base);
+    (void)epoch;
     if (rp_fault(RP_FAULT_LINK_EPOCH_END)) {
         lost(s, -EIO, "fault point at an epoch's end");
         return rp_error_set(err, EIO, "fault point at an epoch's end");
     }
-    atomic_store(&s->epoch, epoch);
     int rc = rp_bundle_flush(s->bundle, err);
     return rc < 0 ? ended(s, rc, err) : rc;
 }

@@ -6,6 +6,7 @@
 #include "core/fault.h"
 #include "replicator/control.h"
 #include "replicator/engine.h"
+#include "replicator/frame.h"
 #include "replicator/handshake.h"
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
@@ -103,6 +104,80 @@ Test(link, INV2_the_primary_dies)
     rp_engine_destroy(e);
     fake_stop(&f);
     standby_free(&s);
+}
+
+static _Atomic uint64_t told_epoch;
+static _Atomic bool told_failed;
+
+static void note_committed(void *ctx, struct rp_sink *sink, uint64_t epoch)
+{
+    (void)ctx, (void)sink;
+    atomic_store(&told_epoch, epoch);
+}
+
+static void note_failed(void *ctx, struct rp_sink *sink, const struct rp_error *why)
+{
+    (void)ctx, (void)sink;
+    fprintf(stderr, "%s\n", why->text);
+    atomic_store(&told_failed, true);
+}
+
+/* Gives the record to the sink, and returns its length. */
+static size_t give(struct rp_sink *sink, struct rp_buf *b)
+{
+    struct rp_error err = {0};
+    size_t len = b->len;
+    cr_assert_eq(sink->ops->emit(sink, b, &err), 0, "%s", err.text);
+    rp_buf_reset(b);
+    return len;
+}
+
+/* The end of an epoch fills its frame, which leaves at once: the standby may acknowledge the epoch before it is flushed. */
+Test(link, an_epoch_is_acknowledged_before_its_flush)
+{
+    static const struct rp_sink_events events = {.committed = note_committed, .failed = note_failed};
+    struct rp_epoch_header h = {.number = 1, .flags = RP_EPOCH_FULL, .page_size = RP_PAGE_SIZE, .vm_name = "fake"};
+    struct rp_epoch_trailer end = {.number = 1, .sections = 1};
+    struct rp_section section = {.name = "filler"};
+    struct rp_buf b = {0};
+    struct rp_ram_view view;
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_error err = {0};
+    view_init(&view);
+    memset(h.vm_id, 7, sizeof(h.vm_id));
+    h.gfn_end = view.gfn_end;
+    h.nregions = 1;
+    h.regions[0] = view.regions[0];
+    standby_start(&s, "unix", "", TIMEOUT_MS);
+    cr_assert_eq(connect_to(&s, "", 1, &sink, &err), 0, "%s", err.text);
+    cr_assert_eq(sink->ops->start(sink, &events, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_put_begin(&b, 0), 0);       /* for its length: start has sent it */
+    size_t before = b.len;
+    rp_buf_reset(&b);
+    cr_assert_eq(rp_put_epoch(&b, 0, &h), 0);
+    before += give(sink, &b);
+    cr_assert_eq(rp_put_section(&b, 0, &section), 0);
+    before += b.len;
+    rp_buf_reset(&b);
+    section.len = (uint32_t)(RP_FRAME_FULL - RP_FRAME_HEADER - 1 - before);
+    section.bytes = calloc(1, section.len);
+    cr_assert_eq(rp_put_section(&b, 0, &section), 0);
+    give(sink, &b);
+    cr_assert_eq(rp_put_epoch_end(&b, 0, &end), 0);
+    give(sink, &b);
+    for (unsigned i = 0; i < 2000 && atomic_load(&told_epoch) != 1 && !atomic_load(&told_failed); i++)
+        usleep(1000);
+    cr_assert(!atomic_load(&told_failed));
+    cr_assert_eq(atomic_load(&told_epoch), 1u);
+    cr_assert_eq(sink->ops->flush(sink, 1, &err), 0, "%s", err.text);
+    sink->ops->cancel(sink);
+    sink->ops->destroy(sink);
+    standby_join(&s);
+    standby_free(&s);
+    rp_buf_fini(&b);
+    free((void *)(uintptr_t)section.bytes);
+    munmap(view.base, view.pages * RP_PAGE_SIZE);
 }
 
 /* The standby goes away: the engine's run fails with a reason, the guest goes on. */
