@@ -156,7 +156,7 @@ static void send_next(struct rp_bundle *b, struct lane *l)
         drop_taken(b, f->number);
     if (rc < 0)
         fail_lane(b, l, rc);
-    if (l->failed)
+    if (l->failed || b->stopped)
         pthread_cond_broadcast(&l->work);   /* its thread waits for us before it closes */
 }
 

@@ -11,6 +11,7 @@
 #include "tests/unit/fake_standby.h"
 
 #include <errno.h>
+#include <semaphore.h>
 #include <sys/socket.h>
 
 TestSuite(lanes, .timeout = 120);
@@ -649,4 +650,69 @@ Test(lanes, loss_before_the_greeting)
     cr_assert(strstr(err.text, "another primary is being served"), "%s", err.text);     /* and the session goes on */
     must_commit(&p, 20);
     pair_end(&p);
+}
+
+/* --- a bundle that is stopped while a frame is being sent --- */
+
+struct slow {
+    struct rp_conn base;
+    sem_t sending, go;
+};
+
+static ssize_t slow_send(struct rp_conn *c, const struct iovec *iov, int n, bool wait)
+{
+    struct slow *s = (struct slow *)c;
+    (void)n, (void)wait;
+    sem_post(&s->sending);
+    sem_wait(&s->go);
+    return (ssize_t)iov[0].iov_len;
+}
+
+static void slow_nothing(struct rp_conn *c)
+{
+    (void)c;
+}
+
+static void *go_on_later(void *arg)
+{
+    usleep(100000);
+    sem_post(&((struct slow *)arg)->go);
+    return NULL;
+}
+
+static void *flush_one(void *arg)
+{
+    struct rp_buf b = {0};
+    struct rp_error err = {0};
+    size_t at = rp_record_open(&b, RP_REC_JOURNAL, 0);
+    rp_buf_u64(&b, 0);
+    rp_st32(b.data + at + 4, 8);
+    cr_assert_eq(rp_bundle_put(arg, &b, &err), 0, "%s", err.text);
+    if (rp_bundle_flush(arg, &err) < 0) {
+        /* it was stopped */
+    }
+    rp_buf_fini(&b);
+    return NULL;
+}
+
+/* The lane's thread has heard of the stop, waits for whoever flushes, and is told when that is over: the bundle's end does not hang. */
+Test(lanes, a_stop_while_a_frame_is_sent, .timeout = 20)
+{
+    static const struct rp_conn_ops ops = {.name = "slow", .send = slow_send, .shutdown = slow_nothing, .close = slow_nothing};
+    const struct rp_bundle_events events = {0};
+    struct slow s = {.base.ops = &ops};
+    struct rp_bundle *b;
+    struct rp_error err = {0};
+    pthread_t flusher, later;
+    sem_init(&s.sending, 0, 0);
+    sem_init(&s.go, 0, 0);
+    cr_assert_eq(rp_bundle_create(&events, &b, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_bundle_add(b, &s.base, 0, false, &err), 0, "%s", err.text);
+    pthread_create(&flusher, NULL, flush_one, b);
+    sem_wait(&s.sending);
+    pthread_create(&later, NULL, go_on_later, &s);
+    rp_bundle_join(b);
+    pthread_join(flusher, NULL);
+    pthread_join(later, NULL);
+    rp_bundle_destroy(b);
 }
