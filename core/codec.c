@@ -191,3 +191,8 @@ int rp_delta_decode(const uint8_t *in, uint32_t len, uint8_t *page, struct rp_er
     delta_walk(in, len, page);
     return 0;
 }
+
+void rp_delta_again(const uint8_t *in, uint32_t len, uint8_t *page)
+{
+    delta_walk(in, len, page);
+}

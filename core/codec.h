@@ -32,5 +32,7 @@ uint32_t rp_delta_encode_blocks(uint32_t changed, const uint8_t *page, uint8_t *
  * written after the whole payload was validated. Hostile input: -EBADMSG, with the reason. */
 int rp_lz4_decode(const uint8_t *in, uint32_t len, uint8_t *page, struct rp_error *err) RP_MUST_CHECK;
 int rp_delta_decode(const uint8_t *in, uint32_t len, uint8_t *page, struct rp_error *err) RP_MUST_CHECK;
+/* Decodes once more what was decoded before; cannot fail. */
+void rp_delta_again(const uint8_t *in, uint32_t len, uint8_t *page);
 
 #endif

@@ -2,6 +2,7 @@ core_SRCS := \
 	core/accept.c \
 	core/bytes.c \
 	core/codec.c \
+	core/copy.c \
 	core/digest.c \
 	core/disk_mark.c \
 	core/durable.c \
@@ -17,6 +18,7 @@ core_SRCS := \
 	core/queue.c \
 	core/ram.c \
 	core/sink_fd.c \
+	core/staging.c \
 	core/state.c \
 	core/stream.c \
 	core/uffd.c \

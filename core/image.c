@@ -1,20 +1,12 @@
 #include "core/image.h"
 
 #include "core/fault.h"
+#include "core/staging.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-#define BLOCK_PAGES 256u        /* staged pages are allocated 1 MiB at a time and kept for the next epoch */
-
 enum image_phase { PHASE_BETWEEN, PHASE_DIRECT, PHASE_STAGING, PHASE_ENDED };
-
-struct staged_page {
-    uint64_t gfn;
-    uint32_t pass;
-    bool zero;
-    struct rp_hash128 hash;     /* filled in when the epoch is verified */
-};
 
 struct rp_image {
     enum rp_image_mode mode;
@@ -33,11 +25,8 @@ struct rp_image {
     uint64_t records, entries, disk_bytes;  /* of the epoch being taken */
     bool doubtful;                      /* RAM is not what the hashes say */
 
-    uint32_t *mark;                     /* [gfn_end] staging: 1 + index in pages; full epoch: 1 + pass last written; 0: none */
-    struct staged_page *pages;
-    uint32_t npages, pages_cap;
-    uint8_t **blocks;                   /* contents of page i: blocks[i / BLOCK_PAGES] + i % BLOCK_PAGES pages */
-    uint32_t nblocks, blocks_cap;
+    uint32_t *mark;                     /* [gfn_end] staging's; in a full epoch 1 + pass last written; 0: none */
+    struct rp_staging staging;
 };
 
 int rp_image_create(enum rp_image_mode mode, const struct rp_image_ops *ops, uint64_t staging_max_bytes,
@@ -57,10 +46,7 @@ void rp_image_destroy(struct rp_image *img)
 {
     if (!img)
         return;
-    for (uint32_t i = 0; i < img->nblocks; i++)
-        free(img->blocks[i]);
-    free(img->blocks);
-    free(img->pages);
+    rp_staging_fini(&img->staging);
     free(img->mark);
     rp_sections_fini(&img->sections);
     rp_sections_fini(&img->next_sections);
@@ -74,11 +60,6 @@ static int refuse(struct rp_error *err, const struct rp_record *r, const char *w
                          (unsigned long long)r->offset, r->type, why);
 }
 
-static uint8_t *staged_at(struct rp_image *img, uint32_t i)
-{
-    return img->blocks[i / BLOCK_PAGES] + (size_t)(i % BLOCK_PAGES) * RP_PAGE_SIZE;
-}
-
 static bool resyncs(const struct rp_image *img)
 {
     return img->next_header.flags & RP_EPOCH_RESYNC;
@@ -88,10 +69,7 @@ static void clear_marks(struct rp_image *img)
 {
     if (img->phase == PHASE_DIRECT)
         memset(img->mark, 0, img->ram.gfn_end * sizeof(*img->mark));
-    else
-        for (uint32_t i = 0; i < img->npages; i++)
-            img->mark[img->pages[i].gfn] = 0;
-    img->npages = 0;
+    rp_staging_clear(&img->staging);
 }
 
 /* Back to zeroes: a full epoch starts from there. */
@@ -128,120 +106,23 @@ void rp_image_drop(struct rp_image *img)
         img->ops.disk_drop(img->ops.ctx);
 }
 
-/* --- staging: pages are kept decoded, so that verifying hashes what will be applied and applying is a copy --- */
-
-static void apply_staged(struct rp_image *img)
-{
-    for (uint32_t i = 0; i < img->npages; i++) {
-        const struct staged_page *p = &img->pages[i];
-        if (p->zero)
-            memset(rp_ram_page(&img->ram, p->gfn), 0, RP_PAGE_SIZE);
-        else
-            memcpy(rp_ram_page(&img->ram, p->gfn), staged_at(img, i), RP_PAGE_SIZE);
-        rp_digest_update(&img->digest, p->gfn, p->hash);
-    }
-}
-
-/* The digest of RAM with the staged pages in it; fills in their hashes. */
-static struct rp_hash128 staged_digest(struct rp_image *img)
-{
-    struct rp_hash128 sum = img->digest.sum;
-    for (uint32_t i = 0; i < img->npages; i++) {
-        struct staged_page *p = &img->pages[i];
-        p->hash = p->zero ? (struct rp_hash128){0, 0} : rp_page_hash(p->gfn, staged_at(img, i));
-        sum.lo += p->hash.lo - img->digest.pages[p->gfn].lo;
-        sum.hi += p->hash.hi - img->digest.pages[p->gfn].hi;
-    }
-    return sum;
-}
+/* --- pages --- */
 
 /* A resync is larger than the staging memory: what was staged goes into RAM, and the rest after it. */
 static int spill(struct rp_image *img, struct rp_error *err)
 {
     if (rp_fault(RP_FAULT_IMAGE_SPILL))
         return rp_error_set(err, EIO, "going on in RAM with epoch %llu: fault point", (unsigned long long)img->next_header.number);
-    (void)staged_digest(img);
-    apply_staged(img);
+    rp_staging_spill(&img->staging);
     lose_epoch(img);
-    for (uint32_t i = 0; i < img->npages; i++)
-        img->mark[img->pages[i].gfn] = img->pages[i].pass + 1;
-    img->npages = 0;
     img->phase = PHASE_DIRECT;
     return 0;
-}
-
-/* A restore (RP_IMAGE_DIRECT) takes an epoch of any size; a standby has a bound. */
-static bool room(const struct rp_image *img, uint64_t more)
-{
-    return img->mode == RP_IMAGE_DIRECT || rp_image_staged_bytes(img) + more <= img->staging_max;
-}
-
-/* The staged copy of page gfn, made if need be. NULL with err when memory or the bound does not allow it (-ENOBUFS);
- * NULL without when a higher pass is there already. */
-static uint8_t *stage(struct rp_image *img, uint64_t gfn, uint32_t pass, uint32_t *index, struct rp_error *err)
-{
-    uint32_t m = img->mark[gfn];
-    if (m) {
-        *index = m - 1;
-        if (img->pages[m - 1].pass > pass)
-            return NULL;
-        img->pages[m - 1].pass = pass;
-        return staged_at(img, m - 1);
-    }
-    if (!room(img, RP_PAGE_SIZE)) {
-        rp_error_set(err, ENOBUFS, "epoch %llu is larger than the staging memory (%llu MiB)",
-                     (unsigned long long)img->next_header.number, (unsigned long long)(img->staging_max >> 20));
-        return NULL;
-    }
-    if (img->npages == img->pages_cap) {
-        uint32_t cap = img->pages_cap ? img->pages_cap * 2 : 1024;
-        void *p = realloc(img->pages, cap * sizeof(*img->pages));
-        if (!p)
-            goto nomem;
-        img->pages = p;
-        img->pages_cap = cap;
-    }
-    if (img->npages / BLOCK_PAGES == img->nblocks) {
-        if (img->nblocks == img->blocks_cap) {
-            uint32_t cap = img->blocks_cap ? img->blocks_cap * 2 : 64;
-            void *p = realloc(img->blocks, cap * sizeof(*img->blocks));
-            if (!p)
-                goto nomem;
-            img->blocks = p;
-            img->blocks_cap = cap;
-        }
-        if (!(img->blocks[img->nblocks] = malloc((size_t)BLOCK_PAGES * RP_PAGE_SIZE)))
-            goto nomem;
-        img->nblocks++;
-    }
-    *index = img->npages++;
-    img->pages[*index] = (struct staged_page){.gfn = gfn, .pass = pass};
-    img->mark[gfn] = img->npages;
-    return staged_at(img, *index);
-nomem:
-    rp_error_set(err, ENOMEM, "no memory to stage an epoch");
-    return NULL;
 }
 
 struct walk {
     struct rp_image *img;
     uint32_t *pass;
 };
-
-static int decode(uint8_t codec, const uint8_t *payload, uint32_t len, const uint8_t *parent, uint8_t *page, struct rp_error *err)
-{
-    switch (codec) {
-    case RP_CODEC_LZ4:
-        return rp_lz4_decode(payload, len, page, err);
-    case RP_CODEC_DELTA:
-        if (page != parent)
-            memcpy(page, parent, RP_PAGE_SIZE);
-        return rp_delta_decode(payload, len, page, err);
-    default:
-        memcpy(page, payload, RP_PAGE_SIZE);
-        return 0;
-    }
-}
 
 static int refuse_orphan(const struct rp_ram_entry *e, struct rp_error *err)
 {
@@ -261,8 +142,7 @@ static int direct_page(struct walk *w, const struct rp_ram_entry *e, uint32_t i,
         if (!rp_page_is_zero(page))
             memset(page, 0, RP_PAGE_SIZE);
     } else {
-        const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
-        int rc = decode(e->codec, payload, e->len, page, page, err);
+        int rc = rp_ram_decode(e, i, page, err);
         if (rc < 0) {
             memset(page, 0, RP_PAGE_SIZE);  /* lz4 may have written some of it; the epoch is lost anyway */
             rp_digest_update(&img->digest, gfn, h);
@@ -283,47 +163,30 @@ static int direct_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error
     return rc;
 }
 
+static int stage_page(struct walk *w, const struct rp_ram_entry *e, uint32_t i, struct rp_error *err)
+{
+    struct rp_image *img = w->img;
+    /* A restore (RP_IMAGE_DIRECT) takes an epoch of any size; a standby has a bound. */
+    uint64_t max = img->mode == RP_IMAGE_DIRECT ? UINT64_MAX : img->staging_max;
+    if (img->phase == PHASE_DIRECT)         /* spilled at an earlier page of this entry or record */
+        return direct_page(w, e, i, err);
+    int rc = rp_staging_put(&img->staging, e, i, *w->pass, max, err);
+    if (rc != -ENOBUFS)
+        return rc;
+    if (!resyncs(img))
+        return rp_error_set(err, ENOBUFS, "epoch %llu is larger than the staging memory (%llu MiB)",
+                            (unsigned long long)img->next_header.number, (unsigned long long)(max >> 20));
+    rc = spill(img, err);
+    return rc == 0 ? direct_page(w, e, i, err) : rc;
+}
+
 static int stage_entry(void *ctx, const struct rp_ram_entry *e, struct rp_error *err)
 {
     struct walk *w = ctx;
-    struct rp_image *img = w->img;
-    if (resyncs(img) && e->codec == RP_CODEC_DELTA)
-        return refuse_orphan(e, err);
-    for (uint32_t i = 0; i < e->pages; i++) {
-        uint32_t index;
-        struct rp_error why = {0};
-        if (img->phase == PHASE_DIRECT) {       /* spilled at an earlier page of this entry or record */
-            int rc = direct_page(w, e, i, err);
-            if (rc < 0)
-                return rc;
-            continue;
-        }
-        uint8_t *page = stage(img, e->gfn + i, *w->pass, &index, &why);
-        if (!page) {
-            if (!why.code)
-                continue;
-            if (why.code == -ENOBUFS && resyncs(img)) {
-                int rc = spill(img, err);
-                if (rc < 0)
-                    return rc;
-                i--;
-                continue;
-            }
-            if (err)
-                *err = why;
-            return why.code;
-        }
-        img->pages[index].zero = e->codec == RP_CODEC_ZERO;
-        if (e->codec == RP_CODEC_ZERO)
-            continue;
-        const uint8_t *payload = e->codec == RP_CODEC_RAW ? e->payload + (size_t)i * RP_PAGE_SIZE : e->payload;
-        int rc = decode(e->codec, payload, e->len, rp_ram_page(&img->ram, e->gfn + i), page, err);
-        if (rc < 0) {
-            rp_error_wrap(err, "gfn 0x%llx", (unsigned long long)(e->gfn + i));
-            return rc;
-        }
-    }
-    return 0;
+    int rc = resyncs(w->img) && e->codec == RP_CODEC_DELTA ? refuse_orphan(e, err) : 0;
+    for (uint32_t i = 0; i < e->pages && rc == 0; i++)
+        rc = stage_page(w, e, i, err);
+    return rc;
 }
 
 static int take_ram(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
@@ -355,6 +218,7 @@ static int keep_ram(struct rp_image *img, const struct rp_ram_view *view, struct
     }
     img->ram = *view;
     img->have_ram = true;
+    rp_staging_init(&img->staging, view, &img->digest, img->mark);
     return 0;
 }
 
@@ -477,7 +341,7 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
     if (t.ram_records != img->records || t.ram_pages != img->entries || t.sections != img->next_sections.count ||
         t.disk_bytes != img->disk_bytes)
         return refuse(err, r, "records of the epoch are missing");
-    struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : staged_digest(img);
+    struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : rp_staging_digest(&img->staging);
     bool equal = sum.lo == t.digest_lo && sum.hi == t.digest_hi;
     img->doubtful |= !equal && resyncs(img);
     if (!equal)
@@ -493,7 +357,7 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
     /* From here on nothing can fail. */
     swap_sections(img);
     if (img->phase == PHASE_STAGING)
-        apply_staged(img);
+        rp_staging_apply(&img->staging);
     clear_marks(img);
     img->header = img->next_header;
     img->trailer = t;
@@ -592,5 +456,5 @@ const struct rp_digest *rp_image_pages(const struct rp_image *img, const uint8_t
 
 uint64_t rp_image_staged_bytes(const struct rp_image *img)
 {
-    return (uint64_t)img->npages * RP_PAGE_SIZE;
+    return img->staging.bytes;
 }

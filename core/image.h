@@ -9,9 +9,8 @@
  *                             └── anything wrong ──► back to what it held before; the error says where
  *
  * A full epoch goes straight into RAM: nothing older is there to be kept (a full epoch replaces what the image held,
- * which is EMPTY from its EPOCH record on; should a restore's fail, RAM is zeroes again). A delta epoch is decoded against the
- * parent's RAM into staged pages, one per changed page whatever the number of passes, and copied into RAM once it is
- * verified: the cost of an epoch depends on its pages, never on the size of RAM.
+ * which is EMPTY from its EPOCH record on; should a restore's fail, RAM is zeroes again). The pages of a delta epoch are staged
+ * (staging.h), one per changed page whatever the number of passes, and go into RAM once it is verified: the cost of an epoch depends on its pages, never on the size of RAM.
  * RP_IMAGE_STAGED bounds that memory (an epoch beyond staging_max_bytes is refused with -ENOBUFS); RP_IMAGE_DIRECT, for
  * a restore, does not.
  * A resync (RP_EPOCH_RESYNC) starts from the pages that are there, of whichever epochs: it is staged like a delta while it
@@ -57,6 +56,8 @@ int rp_image_feed(struct rp_image *img, const struct rp_record *r, struct rp_err
 /* Forgets the epoch being staged (the link broke in the middle of it). */
 void rp_image_drop(struct rp_image *img);
 
+/* What a standby may use beside `ram_bytes` of RAM for epochs that are not verified yet. Its primary keeps epochs below that. */
+static inline uint64_t rp_image_staging_bytes(uint64_t ram_bytes) { return (64u << 20) + ram_bytes / 10; }
 /* Another bound for RP_IMAGE_STAGED, from the next page on: once the size of RAM is known. */
 void rp_image_bound(struct rp_image *img, uint64_t staging_max_bytes);
 uint64_t rp_image_epoch(const struct rp_image *img);    /* newest whole epoch, 0: none */

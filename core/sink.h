@@ -35,6 +35,7 @@ struct rp_sink_ops {
 };
 struct rp_sink {
     const struct rp_sink_ops *ops;
+    bool stages;            /* it keeps an epoch beside RAM until it is whole, within rp_image_staging_bytes (image.h) */
 };
 
 /* core/sink_fd.c: a file or pipe. BEGIN is written by start, END by rp_sink_fd_finish. `sync`: fdatasync before

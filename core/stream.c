@@ -230,6 +230,7 @@ int rp_ram_walk(const struct rp_record *r, const struct rp_ram_view *ram, uint32
     for (uint32_t i = 0; i < n; i++) {
         struct rp_ram_entry e = {.gfn = entry_gfn(table + 8 * (size_t)i), .codec = table[8 * (size_t)i + 5]};
         entry_size(table + 8 * (size_t)i, &e.pages, &e.len);
+        e.next_gfn = i + 1 < n ? entry_gfn(table + 8 * (size_t)(i + 1)) : e.gfn;
         e.payload = e.len ? rp_get(&payload, e.len) : NULL;
         int rc = fn(ctx, &e, err);
         if (rc)

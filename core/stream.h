@@ -88,6 +88,7 @@ struct rp_ram_entry {
     uint8_t codec;              /* enum rp_codec_id */
     const uint8_t *payload;     /* raw: pages × 4096 bytes; lz4, delta: len bytes; zero: NULL */
     uint32_t len;
+    uint64_t next_gfn;          /* of the entry after this one, or gfn again: a hint of what to fetch ahead */
 };
 /* Walks a RAM record twice: once to validate all of it against `ram`, then calling fn for each entry.
  * fn's non-zero return stops the walk and is returned. *pass: the record's pass. -EBADMSG. */

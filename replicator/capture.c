@@ -1,6 +1,6 @@
 #include "replicator/capture.h"
 
-#include "replicator/copy.h"
+#include "core/copy.h"
 
 #include <errno.h>
 #include <stdatomic.h>

@@ -4,7 +4,7 @@
 #include "core/clock.h"
 #include "core/fault.h"
 #include "core/uffd.h"
-#include "replicator/copy.h"
+#include "core/copy.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -2,7 +2,7 @@
 
 #include "core/clock.h"
 #include "core/pool.h"
-#include "replicator/copy.h"
+#include "core/copy.h"
 #include "replicator/fingerprint.h"
 
 #include <errno.h>
@@ -173,24 +173,24 @@ static void count(struct rp_encoder *e, unsigned codec, uint64_t bytes)
     atomic_fetch_add_explicit(&e->stats.bytes[codec], bytes, memory_order_relaxed);
 }
 
-/* Is it worth knowing what this page holds, for when it is rewritten and no longer cached? While deltas do not pay, a fixed part
- * of the frames goes on being known: enough of them to find out when that changes. */
-static bool keep_print(const struct worker *w, uint64_t gfn, uint64_t epoch)
+/* Is it worth knowing what this page holds, for when it is rewritten and no longer cached? Of the full epoch only what was rewritten
+ * during it. While deltas do not pay, a fixed part of the frames goes on being known: enough of them to find out when that changes. */
+static bool keep_print(const struct worker *w, uint64_t gfn, const struct job *j)
 {
-    return epoch != w->e->base && epoch < w->e->prints_until && (w->delta.on || gfn % PROBE_FRAMES == 0);
+    return (j->epoch != w->e->base || j->pass > 0) && j->epoch < w->e->prints_until && (w->delta.on || gfn % PROBE_FRAMES == 0);
 }
 
 /* As a delta into scratch: against the parent, or else by the blocks that its fingerprints say have changed. 0: no. */
-static uint32_t try_delta(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, uint64_t epoch)
+static uint32_t try_delta(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, const struct job *j)
 {
     struct rp_encoder *e = w->e;
     struct payoff *p = &w->delta;
-    bool keep = keep_print(w, gfn, epoch), want = worth_trying(p, vain_of(e, gfn, 4));
+    bool keep = keep_print(w, gfn, j), want = worth_trying(p, vain_of(e, gfn, 4));
     uint64_t t0 = sample_begin(p);
     uint32_t changed = 0, len = 0;
     if (!keep)
         rp_fingerprints_forget(e->prints, gfn);
-    else if (!rp_fingerprints_update(e->prints, gfn, page, epoch, &changed))
+    else if (!rp_fingerprints_update(e->prints, gfn, page, j->epoch, &changed))
         changed = 0;
     bool tried = (parent && want) || (!parent && changed);
     if (!tried)
@@ -199,7 +199,7 @@ static uint32_t try_delta(struct worker *w, uint64_t gfn, const uint8_t *page, c
         len = rp_delta_encode(parent, page, w->scratch, DELTA_LIMIT);
     else
         len = rp_delta_encode_blocks(changed, page, w->scratch, DELTA_LIMIT);
-    if (tried || keep)              /* a fingerprint taken for later counts as a cost that has saved nothing yet */
+    if (tried || (keep && j->epoch != e->base))     /* a fingerprint taken for later counts as a cost that has saved nothing yet */
         learn(p, len, t0, e->price);
     if (tried)
         set_vain(e, gfn, 4, len ? 0 : VAIN_SKIPS);
@@ -222,12 +222,12 @@ static uint32_t try_lz4(struct worker *w, uint64_t gfn, const uint8_t *page)
 }
 
 /* Appends the page's payload to the record. Returns the codec; *len: payload bytes. */
-static uint8_t encode_page(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, uint64_t epoch,
+static uint8_t encode_page(struct worker *w, uint64_t gfn, const uint8_t *page, const uint8_t *parent, const struct job *j,
                            struct rp_buf *b, uint32_t *len)
 {
     uint32_t mask = atomic_load_explicit(&w->e->codecs, memory_order_relaxed);
     uint8_t codec = RP_CODEC_DELTA;
-    *len = mask & 1u << RP_CODEC_DELTA ? try_delta(w, gfn, page, parent, epoch) : 0;
+    *len = mask & 1u << RP_CODEC_DELTA ? try_delta(w, gfn, page, parent, j) : 0;
     if (!*len && mask & 1u << RP_CODEC_LZ4) {
         codec = RP_CODEC_LZ4;
         *len = try_lz4(w, gfn, page);
@@ -249,11 +249,11 @@ static void put_entry(uint8_t *at, uint64_t gfn, uint8_t codec, uint16_t arg)
 }
 
 /* Writes the RAM record of a chunk into w->record. Returns the number of entries. */
-static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel, uint64_t epoch, uint32_t pass)
+static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel, const struct job *j)
 {
     struct rp_buf *b = &w->record;
     rp_record_open(b, RP_REC_RAM, 0);
-    rp_buf_u32(b, pass);
+    rp_buf_u32(b, j->pass);
     rp_buf_u32(b, travel);
     size_t table = b->len;
     rp_buf_extend(b, (size_t)travel * 8);
@@ -269,7 +269,7 @@ static uint32_t write_record(struct worker *w, struct chunk *c, uint32_t travel,
         }
         const uint8_t *parent = c->parents[i] == RP_SLOT_NONE ? NULL : rp_arena_page(w->e->arena, c->parents[i]);
         uint32_t len;
-        uint8_t codec = encode_page(w, c->gfns[i], c->pages[i], parent, epoch, b, &len);
+        uint8_t codec = encode_page(w, c->gfns[i], c->pages[i], parent, j, b, &len);
         uint16_t arg = codec == RP_CODEC_RAW ? 1 : (uint16_t)len;
         put_entry(b->data + table + 8 * (size_t)k++, c->gfns[i], codec, arg);
         count(w->e, codec, len);
@@ -288,7 +288,7 @@ static void run_chunk(struct worker *w, struct job *j, uint64_t first)
     rp_arena_take(e->arena, c.gfns, c.n, j->epoch, c.parents);
     rp_buf_reset(&w->record);
     uint32_t travel = classify(w, &c);
-    uint32_t entries = travel ? write_record(w, &c, travel, j->epoch, j->pass) : 0;
+    uint32_t entries = travel ? write_record(w, &c, travel, j) : 0;
     rp_arena_retire(e->arena, c.gfns, c.slots, c.parents, c.n, j->epoch);
     atomic_fetch_add_explicit(&e->stats.unchanged, c.n - travel, memory_order_relaxed);
 

@@ -4,7 +4,6 @@ replicator_SRCS := \
 	replicator/capture.c \
 	replicator/control.c \
 	replicator/cold.c \
-	replicator/copy.c \
 	replicator/cow.c \
 	replicator/doors.c \
 	replicator/emitter.c \

@@ -34,7 +34,8 @@ static uint64_t rnd(struct bed *b)
 static struct rp_ram_view view(void)
 {
     struct rp_ram_view v = {.gfn_end = FRAMES, .pages = FRAMES, .nregions = 1, .regions = {{0, FRAMES}}};
-    v.base = calloc(FRAMES, RP_PAGE_SIZE);
+    v.base = aligned_alloc(RP_PAGE_SIZE, (size_t)FRAMES * RP_PAGE_SIZE);
+    memset(v.base, 0, (size_t)FRAMES * RP_PAGE_SIZE);
     return v;
 }
 
