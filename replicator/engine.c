@@ -2,6 +2,7 @@
 #include "replicator/engine_internal.h"
 
 #include "core/clock.h"
+#include "core/image.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -141,6 +142,13 @@ static void emitter_wakes(void *ctx)
     rp_engine_wake(ctx);
 }
 
+/* In pages; 0: the sink takes one of any size, or RAM is no larger. */
+static uint64_t largest_epoch(const struct rp_sink *sink, const struct rp_ram_view *ram)
+{
+    uint64_t pages = rp_image_staging_bytes(ram->pages << RP_PAGE_SHIFT) >> RP_PAGE_SHIFT;
+    return sink->stages && pages < ram->pages ? pages : 0;
+}
+
 int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_kind kind, const struct rp_engine_config *cfg,
                      struct rp_events *events, struct rp_engine **out, struct rp_error *err)
 {
@@ -163,6 +171,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
     if (rc < 0)
         goto fail;
     const struct rp_ram_view *ram = &e->info.ram;
+    e->epoch_pages = largest_epoch(sink, ram);
     if (!e->cfg.memory_bytes)
         e->cfg.memory_bytes = (24u << 20) + ram->pages * RP_PAGE_SIZE / 24;
     struct rp_emitter_config emit = {

@@ -44,6 +44,8 @@ struct rp_engine {
     uint64_t epoch;                 /* number of the epoch being made */
     uint32_t pass;
     uint64_t early, again;          /* pages captured early in this epoch; captured twice */
+    uint64_t streamed;              /* pages of this epoch that were captured and emitted before its cut */
+    uint64_t epoch_pages;           /* constant: the largest epoch that the sink can take; 0: any */
     bool resync;                    /* constant */
     bool cow_tried, kept;           /* kept: the source was told to give no page back */
     struct rp_cow *cow;             /* NULL: not wanted yet, or not able */
@@ -106,6 +108,8 @@ void rp_engine_cow_end(struct rp_engine *e);
 /* engine_govern.c, engine thread: asks the governor when it is time (`now`: at once), carries out what it says, and tells every
  * change (INV-7). -ETIMEDOUT: the sink is given up. */
 int rp_engine_govern(struct rp_engine *e, bool now, struct rp_error *err) RP_MUST_CHECK;
+/* Pages that the open epoch would bring if it were cut now, as far as is known. */
+uint64_t rp_engine_open_pages(const struct rp_engine *e);
 void rp_engine_ungovern(struct rp_engine *e);   /* the run is over: vCPUs run freely */
 
 #endif

@@ -45,7 +45,7 @@ static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
         }
     }
     e->pass = 0;
-    e->early = e->again = 0;
+    e->early = e->again = e->streamed = 0;
     rp_policy_open(&e->policy);
     return hand_over(e, m, err);
 }
@@ -173,6 +173,12 @@ static bool disks_press(struct rp_engine *e)
     return p.pressed;
 }
 
+/* The open epoch has come half-way to what the sink can take: the governor looks at every step. */
+static bool grows_large(const struct rp_engine *e)
+{
+    return e->epoch_pages && rp_engine_open_pages(e) > e->epoch_pages / 2;
+}
+
 /* Captures everything pending and emits it while the guest runs, waiting for slots as needed. */
 static int stream_pending(struct rp_engine *e, struct rp_error *err)
 {
@@ -186,11 +192,12 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
         uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK);
         rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
+        e->streamed += n;
         int rc = hand_pages(e, err);
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc == 0)
-            rc = rp_engine_govern(e, false, err);
+            rc = rp_engine_govern(e, grows_large(e), err);
         if (rc < 0 || rp_engine_over(e))
             return rc < 0 ? rc : -ECANCELED;
     }
@@ -450,7 +457,7 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
         if (rp_engine_over(e))
             return -ECANCELED;
         learn_commits(e);
-        rc = rp_engine_govern(e, false, err);
+        rc = rp_engine_govern(e, grows_large(e), err);
         if (rc < 0)
             return rc;
         e->policy.in_flight = (unsigned)(e->epoch - 1 - atomic_load(&e->committed));

@@ -12,6 +12,8 @@
 #define STEP_DOWN 150u              /* … that a step back gives them */
 #define STEP_DOWN_NS (500 * MS)     /* without pressure for so long: a step down */
 #define STUCK_NS (500 * MS)         /* a sink that has taken nothing for so long is not helped by a slower guest */
+#define BRAKE(pages) ((pages) * 5 / 8)  /* of the largest epoch: what comes before a brake works has to fit, too */
+#define UNBRAKE(pages) ((pages) / 4)
 #define FULL(slots) ((slots) - (slots) / 4)     /* dirty pages that the next cut may not be able to take */
 
 const char *rp_pressure_name(enum rp_pressure p)
@@ -127,6 +129,24 @@ static void lower_throttle(struct rp_governor *g, const struct rp_sample *s)
     say(g->why_throttle, "the dirty set has fitted for %u ms", (unsigned)(STEP_DOWN_NS / MS));
 }
 
+/* An epoch that has grown so large, because those before it wait for their commit, cannot be taken back: there is no cut before room is
+ * made, and what the sink cannot take whole would cost the protection. True while the vCPUs have to stand as good as still. */
+static bool brake(struct rp_governor *g, const struct rp_sample *s, bool taking)
+{
+    bool was = g->braked;
+    g->braked = s->epoch_pages && !s->syncing && taking && most_throttle(g) &&
+                s->open_pages > (was ? UNBRAKE(s->epoch_pages) : BRAKE(s->epoch_pages));
+    if (g->braked && !was) {
+        g->unbraked = g->throttle;
+        say(g->why_throttle, "the open epoch has %llu pages, the sink takes %llu as one", (unsigned long long)s->open_pages,
+            (unsigned long long)s->epoch_pages);
+    }
+    if (!g->braked && was)
+        say(g->why_throttle, "the epoch that was too large is cut");
+    g->throttle = g->braked ? most_throttle(g) : was ? g->unbraked : g->throttle;
+    return g->braked || was;
+}
+
 static void note_progress(struct rp_governor *g, const struct rp_sample *s)
 {
     if (s->wire_bytes != g->last.wire_bytes || s->committed != g->last.committed || !s->outstanding)
@@ -167,7 +187,9 @@ void rp_governor_look(struct rp_governor *g, const struct rp_sample *s)
     note_progress(g, s);
     overflow = overflow && taking;
     bool cpu_spent = period && keep_to_cpu(g), late = period && keep_up(g, s);
-    if (overflow) {
+    if (brake(g, s, taking)) {
+        g->eased_ns = s->now_ns;
+    } else if (overflow) {
         raise_throttle(g, s, s->dirty_pages > FULL(s->slots) ? (unsigned)(FULL(s->slots) * 100 / s->dirty_pages) : 100);
         say(g->why_throttle, "%llu pages are dirty before the cut, the arena has %llu slots", (unsigned long long)s->dirty_pages,
             (unsigned long long)s->slots);

@@ -8,6 +8,7 @@
  *   LONGER      the engine uses more CPU than the goal allows, or epochs wait for their commit
  *   THROTTLED   the guest dirties more between two cuts than the arena can take, or longer epochs were not enough
  *               (never because of a sink that is stuck: a slower guest does not help it, and memory is bounded as it is)
+ *               For a moment they are braked as far as may be: the open epoch nears what the sink can take as one
  *   LOST        for goal.stall_ns the sink has taken and committed nothing, or more was dirty than fits into a cut although the
  *               throttle is at its end (epochs that wait for their commit but travel are waited for)
  *
@@ -34,6 +35,8 @@ struct rp_sample {              /* counters are totals of the run */
     uint64_t cut;               /* newest epoch cut */
     uint64_t dirty_pages;       /* dirty and not captured, as far as known */
     uint64_t slots;             /* pages the arena has */
+    uint64_t open_pages;        /* pages that the epoch which is open would bring, cut now; those sent again may count twice */
+    uint64_t epoch_pages;       /* an epoch that the sink can take has so many at most; 0: any */
     bool syncing;               /* the full epoch: all of RAM is dirty to begin with, which is no pressure */
 };
 
@@ -42,6 +45,8 @@ struct rp_governor {
     enum rp_pressure pressure;
     uint64_t epoch_ns, gap_ns;  /* for rp_policy_limit */
     unsigned throttle;          /* percent of the vCPUs' time to take */
+    bool braked;                /* for this epoch */
+    unsigned unbraked;          /* what throttle is then */
     char why_epoch[96], why_throttle[96], why_lost[96];     /* the reason of the last change */
 
     struct rp_sample last;

@@ -393,6 +393,7 @@ int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, 
     if (!s)
         return rp_error_set(err, ENOMEM, "no memory for a link");
     s->base.ops = &link_ops;
+    s->base.stages = true;
     s->cfg = *cfg;
     defaults(&s->cfg);
     int rc = rp_control_init(&s->control, err);

@@ -19,7 +19,7 @@
 #define IDLE_PAGES_S 500.0      /* a VM that dirties less and says nothing is idle */
 #define IDLE_EPOCHS 16u         /* … and is cut after so many epochs' time, */
 #define IDLE_MAX_NS (500 * MS)  /* or this */
-#define LOOK_NS (100 * MS)      /* between two looks while epochs wait for their commit */
+#define LOOK_NS (25 * MS)       /* between two looks while epochs wait for their commit: how far the open one may grow unseen */
 
 void rp_goal_defaults(struct rp_goal *g)
 {

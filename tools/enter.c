@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STAGING_BYTES (64u << 20)   /* what a standby may use beside RAM: this and a tenth of RAM */
 
 struct rp_entry {
     struct rp_ram_config how;
@@ -31,7 +30,7 @@ static int make_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_vi
     for (uint32_t i = 0; i < h->nregions; i++)
         pages += h->regions[i].pages;
     e->how.size_bytes = pages << RP_PAGE_SHIFT;
-    rp_image_bound(e->image, STAGING_BYTES + e->how.size_bytes / 10);
+    rp_image_bound(e->image, rp_image_staging_bytes(e->how.size_bytes));
     int rc = rp_guest_ram_init(&e->ram, &e->how, err);
     if (rc < 0)
         return rc;
@@ -77,7 +76,7 @@ int rp_entry_create(enum rp_image_mode mode, const struct rp_ram_config *how, co
         ops.disk_commit = on_disk_commit;
         ops.disk_drop = on_disk_drop;
     }
-    int rc = rp_image_create(mode, &ops, STAGING_BYTES, &e->image, err);
+    int rc = rp_image_create(mode, &ops, rp_image_staging_bytes(0), &e->image, err);
     if (rc < 0) {
         free(e);
         return rc;
@@ -106,7 +105,7 @@ int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t v
     memcpy(&e->ram, ram, sizeof(e->ram));
     *ram = (struct rp_guest_ram){.memfd = -1};
     e->how.size_bytes = e->ram.size_bytes;
-    rp_image_bound(e->image, STAGING_BYTES + e->how.size_bytes / 10);
+    rp_image_bound(e->image, rp_image_staging_bytes(e->how.size_bytes));
     return rp_image_adopt(e->image, &e->ram.view, vm_id, err);
 }
 

@@ -239,6 +239,7 @@ def main(arguments):
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("pair.py: /dev/kvm is not here: tests/lab/run bench-colo has one", file=sys.stderr)
         return 4
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # whatever runs is ended
     number = 0
     for transport in words["transports"].split(","):
         for rate in map(int, words["rates"].split(",")):

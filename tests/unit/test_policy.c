@@ -376,6 +376,33 @@ Test(governor, INV5_a_dirty_set_that_does_not_fit_throttles)
     cr_assert_eq(never.g.throttle, 0);
 }
 
+Test(governor, INV5_an_epoch_stays_below_what_the_sink_can_take)
+{
+    struct world w = world((struct rp_goal){.epoch_ns = 20 * MS});
+    w.s.epoch_pages = 1000;
+    w.s.open_pages = 600;
+    period(&w, 10, true);
+    cr_assert_eq(w.g.throttle, 0);
+    w.s.open_pages = 700;
+    w.s.now_ns += MS;
+    w.s.wire_bytes++;
+    rp_governor_look(&w.g, &w.s);
+    cr_assert_eq(w.g.throttle, 99, "at once, and not by steps");
+    w.s.open_pages = 300;
+    period(&w, 10, true);
+    cr_assert_eq(w.g.throttle, 99, "until it is cut");
+    w.s.open_pages = 10;
+    period(&w, 10, true);
+    cr_assert_eq(w.g.throttle, 0, "as before");
+    w.s.open_pages = 700;
+    for (int i = 0; i < 20; i++)
+        period(&w, 10, false);
+    cr_assert_eq(w.g.throttle, 0, "a sink that is stuck is not helped by a slower guest");
+    w.s.syncing = true;
+    period(&w, 10, true);
+    cr_assert_eq(w.g.throttle, 0);
+}
+
 Test(governor, INV5_a_sink_that_takes_nothing_is_given_up)
 {
     struct world w = world((struct rp_goal){.epoch_ns = 20 * MS, .stall_ns = 3000 * MS});
