@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#define POPULATE_STEP (4u << 20)
+
 enum slot_state { SLOT_FREE, SLOT_STAGED, SLOT_CACHED };
 
 struct slot {
@@ -77,11 +79,13 @@ void rp_arena_destroy(struct rp_arena *a)
     free(a);
 }
 
-void rp_arena_populate(struct rp_arena *a)
+bool rp_arena_populate(struct rp_arena *a, uint64_t *done)
 {
-    if (madvise(a->pages, a->bytes, MADV_POPULATE_WRITE) < 0) {
-        /* then each slot's first use brings its memory */
-    }
+    uint64_t left = a->bytes - *done, n = left < POPULATE_STEP ? left : POPULATE_STEP;
+    if (n > 0 && madvise(a->pages + *done, n, MADV_POPULATE_WRITE) < 0)
+        n = left;       /* each slot's first use brings its memory */
+    *done += n;
+    return *done < a->bytes;
 }
 
 uint8_t *rp_arena_page(struct rp_arena *a, uint32_t slot)

@@ -21,8 +21,8 @@ struct rp_arena;
 /* `bytes`: rounded down to whole pages. `gfn_end`: frames that may be cached. -ENOMEM. */
 int rp_arena_create(uint64_t bytes, uint64_t gfn_end, struct rp_arena **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_arena_destroy(struct rp_arena *a);
-/* Has all of its memory now, not in the middle of a pause. Takes a while. */
-void rp_arena_populate(struct rp_arena *a);
+/* Has its memory now, not in the middle of a pause: a step of a few ms. *done: bytes that have it, 0 first. False: that was the last. */
+bool rp_arena_populate(struct rp_arena *a, uint64_t *done);
 
 uint8_t *rp_arena_page(struct rp_arena *a, uint32_t slot);
 /* Slots that alloc could give at this moment (free or cached). */

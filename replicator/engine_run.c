@@ -222,8 +222,8 @@ static int stream_live(struct rp_engine *e, struct rp_error *err)
         if (rc < 0)
             return rc;
     }
-    if (e->kind == RP_RUN_CONTINUOUS)
-        rp_arena_populate(e->arena);
+    for (uint64_t done = 0; e->kind == RP_RUN_CONTINUOUS && !rp_engine_over(e) && rp_arena_populate(e->arena, &done); )
+        ;
     rc = await_emitter(e, rp_emitter_live_queued, 0, err);
     atomic_store(&e->passes, ++e->pass);
     return rc;
