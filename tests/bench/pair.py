@@ -25,7 +25,7 @@ from qmp import Qmp, QmpError       # noqa: E402  (beside this file, in the lab'
 
 PATIENCE_S = 60
 SETTLE_S = 0.05
-COLO_PAUSE_MS = 0.2     # its shortest are five times that; what else stops a vCPU hardly reaches it
+COLO_PAUSE_MS = 0.2     # half of its pauses take five times that and more; what else stops a vCPU seldom reaches it
 STDNULL = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 
 
