@@ -64,7 +64,7 @@ def let_go(lab, pair, how):
     pair.taken_over(120)
     if how == "hang":
         old.run(f"kill -CONT {pid}")
-    lab.wait_until(lambda: job.rc is not None or '"waiting"' in old.run(f"reprise status {guest.name} --json", check=False).output, 60,
+    lab.wait_until(lambda: job.rc is not None or '"inmigrate"' in old.run(f"reprise status {guest.name} --json", check=False).output, 60,
                    f"{old} waits for the guest that it had")
     lab.check(job.rc is None, f"{old}: the process ended with {job.rc}:\n{job.output[-1500:]}")
     pair.standby, pair.standby_job = old, job
