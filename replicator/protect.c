@@ -584,7 +584,7 @@ void rp_protect_status(struct rp_protect *p, struct rp_protect_status *out)
     out->held = p->held;
     out->newest_epoch = p->next_epoch - 1;
     memcpy(out->why, p->why.text, sizeof(out->why) - 1);
-    out->why_exit = p->why.exit;
+    out->why_exit = (int)p->why.exit;
     out->have_engine = p->have_last;
     if (p->engine) {
         rp_engine_stats(p->engine, &out->engine);

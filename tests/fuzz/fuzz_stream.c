@@ -109,7 +109,7 @@ static void mend_end(uint8_t *rec, size_t whole)
     struct rp_buf b = {0};
     if (rp_get_epoch_end(&r, &e, NULL) < 0 || (img->phase != PHASE_DIRECT && img->phase != PHASE_STAGING))
         return;
-    struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : staged_digest(img);
+    struct rp_hash128 sum = img->phase == PHASE_DIRECT ? img->digest.sum : rp_staging_digest(&img->staging);
     e.number = img->next_header.number;
     e.ram_records = img->records;
     e.ram_pages = img->entries;

@@ -68,6 +68,7 @@ def run(lab):
     holder = y.background(f"exec {guest.command()} --lease {gone} --lease-ttl 4s --pidfile /run/holder")
     lab.wait_until(lambda: holder.rc is not None or host.run("test -s /run/holder", check=False).rc == 0, 20, "somebody holds the lease")
     host.run("kill -9 $(cat /run/holder)")
+    lab.wait_until(lambda: holder.rc is not None, 10, "the holder is dead")
     pair.lease = gone
     pair.stand_by(y)
     x.run(f"reprise quit {guest.name}")
