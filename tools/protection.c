@@ -184,9 +184,8 @@ static void forget(struct rp_vm *vm)
 static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct rp_error *err)
 {
     enum rp_run_state s = rp_machine_state(vm->machine);
-    if (vm->protection && rp_protect_over(vm->protection->protect))
-        rp_protection_stop(vm, true);           /* of an attempt that failed its reason was left */
-    if (vm->protection)
+    bool over = vm->protection && rp_protect_over(vm->protection->protect);     /* of an attempt that failed its reason was left */
+    if (vm->protection && !over)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is %s", vm->name,
                              vm->protection->ending ? "being unprotected; wait for the end of that" : "protected already; unprotect it first");
     if (s == RP_VM_SHUTDOWN || s == RP_VM_FAILED)
@@ -194,6 +193,8 @@ static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct
     if (rp_jobs_running(vm->jobs, NULL))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\": job %s runs; wait for it or cancel it", vm->name,
                              rp_jobs_running(vm->jobs, NULL));
+    if (over)
+        rp_protection_stop(vm, true);
     if (!o->lease && !vm->fence)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--lease is missing: file:DIRECTORY on storage that both hosts see, etcd:HOST:PORT, "
                              "or none, and then nothing keeps two instances apart when the link is cut");
@@ -258,6 +259,11 @@ bool rp_protection_pauses(const struct rp_vm *vm)
 bool rp_protection_active(const struct rp_vm *vm)
 {
     return vm->protection != NULL;
+}
+
+bool rp_protection_ending(const struct rp_vm *vm)
+{
+    return vm->protection && vm->protection->ending;
 }
 
 bool rp_protection_switched(const struct rp_vm *vm)

@@ -21,6 +21,7 @@ void rp_protection_restart(struct rp_vm *vm);
 /* The machine stands still because it has no standby (--on-loss pause). */
 bool rp_protection_pauses(const struct rp_vm *vm);
 bool rp_protection_active(const struct rp_vm *vm);
+bool rp_protection_ending(const struct rp_vm *vm);      /* active still, and asked to end */
 /* Blocks; from a job's thread: rp_protect_switch. */
 int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 /* The VM was handed to the standby and runs there. */

@@ -67,7 +67,7 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     const char *id = NULL;
-    if (!rp_protection_active(vm))
+    if (!rp_protection_active(vm) || rp_protection_ending(vm))      /* a job holds on to it */
         return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected: there is no standby to go on with it", vm->name);
     struct failover *f = calloc(1, sizeof(*f));
     if (!f)

@@ -56,6 +56,9 @@ def run(lab):
     lab.wait_until(lambda: '"unprotected"' in x.run(f"reprise status {guest.name} --json").output, 10, "the first attempt has failed")
     time.sleep(1)                   # the second one goes on
     job = x.background(f"exec reprise unprotect {guest.name}")
+    time.sleep(0.2)
+    refused = x.run(f"reprise failover {guest.name}", check=False)
+    lab.check(refused.rc == 5, f"a switchover of a guest that is being unprotected: exit code {refused.rc}:\n{refused.output}")
     states = answers_while(lab, x, guest, job)
     lab.log(f"unprotected while it connects: {states}, exit code {job.rc}")
     lab.check(job.rc == 0 and "unprotected" in states and '"standby"' not in pair.status(), f"unprotect: {states}, exit code {job.rc}:\n{job.output}")
