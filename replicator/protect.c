@@ -539,6 +539,8 @@ int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err
 
 void rp_protect_end(struct rp_protect *p, enum rp_protect_end how)
 {
+    if (!p)
+        return;
     pthread_mutex_lock(&p->lock);
     p->how = p->stop ? p->how : how;
     p->stop = true;
@@ -550,6 +552,8 @@ void rp_protect_end(struct rp_protect *p, enum rp_protect_end how)
 
 bool rp_protect_over(struct rp_protect *p)
 {
+    if (!p)
+        return true;
     pthread_mutex_lock(&p->lock);
     bool over = p->over;
     pthread_mutex_unlock(&p->lock);

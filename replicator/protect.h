@@ -87,7 +87,7 @@ int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err) 
  * VM runs on here (INV-6). */
 int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 /* Asks protection to end; the first `how` counts. What has to be waited for (a connection, the goodbye, `disown`) is waited for by
- * the thread: over, once it has called `ended`. */
+ * the thread: over, once it has called `ended`. NULL: over. */
 void rp_protect_end(struct rp_protect *p, enum rp_protect_end how);
 bool rp_protect_over(struct rp_protect *p);
 /* The same, waits, and frees. Returns the newest number that was given to an epoch. */

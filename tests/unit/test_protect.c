@@ -186,3 +186,11 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
     standby_join(&s);
     standby_free(&s);
 }
+
+/* A VM whose protection could not begin anew has none: ending it once more does nothing. */
+Test(protect, none_is_over)
+{
+    rp_protect_end(NULL, RP_PROTECT_FORGET);
+    cr_assert(rp_protect_over(NULL));
+    cr_assert_eq(rp_protect_stop(NULL, RP_PROTECT_FORGET), 0u);
+}
