@@ -98,11 +98,6 @@ static void tell_codec(struct rp_engine *e, uint8_t codec, uint64_t now)
 
 /* --- asking and carrying out --- */
 
-uint64_t rp_engine_open_pages(const struct rp_engine *e)
-{
-    return rp_pageset_count(&e->capture.pending) + e->early + e->streamed;
-}
-
 static void sample(struct rp_engine *e, uint64_t now, struct rp_sample *s)
 {
     uint64_t committed = atomic_load(&e->committed), cut = atomic_load(&e->cut);
@@ -115,7 +110,7 @@ static void sample(struct rp_engine *e, uint64_t now, struct rp_sample *s)
     if (cut != committed)
         s->oldest_cut_ns = atomic_load(&e->flight[(committed + 1) % RP_COMMIT_RING].cut_ns);
     s->syncing = atomic_load(&e->state) == RP_ENGINE_SYNCING;
-    s->open_pages = rp_engine_open_pages(e);
+    s->open_pages = s->dirty_pages + e->early + e->streamed;
     s->epoch_pages = e->epoch_pages;
     s->cut = cut;
 }

@@ -108,8 +108,6 @@ void rp_engine_cow_end(struct rp_engine *e);
 /* engine_govern.c, engine thread: asks the governor when it is time (`now`: at once), carries out what it says, and tells every
  * change (INV-7). -ETIMEDOUT: the sink is given up. */
 int rp_engine_govern(struct rp_engine *e, bool now, struct rp_error *err) RP_MUST_CHECK;
-/* Pages that the open epoch would bring if it were cut now, as far as is known. */
-uint64_t rp_engine_open_pages(const struct rp_engine *e);
 void rp_engine_ungovern(struct rp_engine *e);   /* the run is over: vCPUs run freely */
 
 #endif

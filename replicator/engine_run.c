@@ -173,12 +173,6 @@ static bool disks_press(struct rp_engine *e)
     return p.pressed;
 }
 
-/* The open epoch has come half-way to what the sink can take: the governor looks at every step. */
-static bool grows_large(const struct rp_engine *e)
-{
-    return e->epoch_pages && rp_engine_open_pages(e) > e->epoch_pages / 2;
-}
-
 /* Captures everything pending and emits it while the guest runs, waiting for slots as needed. */
 static int stream_pending(struct rp_engine *e, struct rp_error *err)
 {
@@ -197,7 +191,7 @@ static int stream_pending(struct rp_engine *e, struct rp_error *err)
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc == 0)
-            rc = rp_engine_govern(e, grows_large(e), err);
+            rc = rp_engine_govern(e, false, err);
         if (rc < 0 || rp_engine_over(e))
             return rc < 0 ? rc : -ECANCELED;
     }
@@ -265,10 +259,20 @@ static int sync_passes(struct rp_engine *e, struct rp_error *err)
     return 0;
 }
 
+/* A harvest for the open epoch, while the guest runs: this is how it grows. The governor hears at once when it has come half-way to
+ * what the sink can take. *pages: what it would bring, cut now. */
+static int harvest_open(struct rp_engine *e, uint64_t *pages, struct rp_error *err)
+{
+    int rc = harvest(e, err);
+    *pages = rp_pageset_count(&e->capture.pending) + e->early + e->streamed;
+    return rc == 0 && e->epoch_pages && *pages > e->epoch_pages / 2 ? rp_engine_govern(e, true, err) : rc;
+}
+
 /* Captures pending pages while the guest runs and keeps them for the cut; emits them when slots run short. */
 static int early_pass(struct rp_engine *e, struct rp_error *err)
 {
-    int rc = harvest(e, err);
+    uint64_t pages;
+    int rc = harvest_open(e, &pages, err);
     if (rc < 0)
         return rc;
     uint64_t t0 = rp_clock_ns();
@@ -423,8 +427,9 @@ static void learn_commits(struct rp_engine *e)
 
 static int look(struct rp_engine *e, struct rp_error *err)
 {
-    int rc = harvest(e, err);
-    rp_policy_learn_look(&e->policy, rp_clock_ns(), rp_pageset_count(&e->capture.pending) + e->early);
+    uint64_t pages;
+    int rc = harvest_open(e, &pages, err);
+    rp_policy_learn_look(&e->policy, rp_clock_ns(), pages - e->streamed);
     return rc;
 }
 
@@ -457,7 +462,7 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
         if (rp_engine_over(e))
             return -ECANCELED;
         learn_commits(e);
-        rc = rp_engine_govern(e, grows_large(e), err);
+        rc = rp_engine_govern(e, false, err);
         if (rc < 0)
             return rc;
         e->policy.in_flight = (unsigned)(e->epoch - 1 - atomic_load(&e->committed));
