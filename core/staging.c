@@ -27,16 +27,23 @@ void rp_staging_fini(struct rp_staging *s)
 
 /* --- memory --- */
 
+/* An array with room for one more than its `n` elements of `size` bytes: itself, or twice as large. NULL: no memory, it stays as it is. */
+static void *one_more(void *array, uint32_t n, uint32_t *cap, size_t size)
+{
+    uint32_t more = *cap ? *cap * 2 : 64;
+    if (n < *cap)
+        return array;
+    void *p = realloc(array, more * size);
+    *cap = p ? more : *cap;
+    return p;
+}
+
 static bool another_block(struct rp_staging *s)
 {
-    if (s->nblocks == s->blocks_cap) {
-        uint32_t cap = s->blocks_cap ? s->blocks_cap * 2 : 64;
-        void *p = realloc(s->blocks, cap * sizeof(*s->blocks));
-        if (!p)
-            return false;
-        s->blocks = p;
-        s->blocks_cap = cap;
-    }
+    uint8_t **blocks = one_more(s->blocks, s->nblocks, &s->blocks_cap, sizeof(*blocks));
+    if (!blocks)
+        return false;
+    s->blocks = blocks;
     if (!(s->blocks[s->nblocks] = aligned_alloc(LINE, BLOCK_BYTES)))
         return false;
     s->nblocks++;
@@ -60,14 +67,10 @@ static uint8_t *room_for(struct rp_staging *s, uint32_t len)
 
 static struct rp_staged *another_entry(struct rp_staging *s)
 {
-    if (s->npages == s->cap) {
-        uint32_t cap = s->cap ? s->cap * 2 : 1024;
-        void *p = realloc(s->pages, cap * sizeof(*s->pages));
-        if (!p)
-            return NULL;
-        s->pages = p;
-        s->cap = cap;
-    }
+    struct rp_staged *pages = one_more(s->pages, s->npages, &s->cap, sizeof(*pages));
+    if (!pages)
+        return NULL;
+    s->pages = pages;
     return &s->pages[s->npages++];
 }
 
@@ -76,9 +79,6 @@ static struct rp_staged *another_entry(struct rp_staging *s)
 int rp_ram_decode(const struct rp_ram_entry *e, uint32_t i, uint8_t *page, struct rp_error *err)
 {
     switch (e->codec) {
-    case RP_CODEC_ZERO:
-        memset(page, 0, RP_PAGE_SIZE);
-        return 0;
     case RP_CODEC_LZ4:
         return rp_lz4_decode(e->payload, e->len, page, err);
     case RP_CODEC_DELTA:

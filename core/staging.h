@@ -51,7 +51,7 @@ void rp_staging_spill(struct rp_staging *s);
 /* Takes the marks back. */
 void rp_staging_clear(struct rp_staging *s);
 
-/* Writes a page's contents, in place where they are a delta's. `page` holds the parent's. -EBADMSG. */
+/* Writes the contents of a page that is not zero; a delta's in place: `page` holds the parent's. -EBADMSG. */
 int rp_ram_decode(const struct rp_ram_entry *e, uint32_t i, uint8_t *page, struct rp_error *err) RP_MUST_CHECK;
 
 #endif
