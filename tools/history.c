@@ -38,7 +38,7 @@ static const struct { const char *name, *says; } decisions[] = {
     {"SWITCHED", "handed over to the standby"},
     {"SWITCHED_HERE", "taken over from a source that handed it over"},
     {"TAKEN_OVER", "taken over from a primary that was lost"},
-    {"TAKEOVER_WAITS", "the lease is held, but the VM cannot be made here yet"},
+    {"TAKEOVER_WAITS", "the lease is held, but a disk cannot be opened here yet"},
     {"STANDBY_BEHIND", "the standby may not run what it holds"},
     {"STANDBY_FORGOT", "the standby forgot what it held"},
     {"PRIMARY_LOST", "the standby lost its primary"},

@@ -50,29 +50,24 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     return 0;
 }
 
-/* Around the image's RAM; outputs shut (S3). */
-int rp_standby_make_machine(struct rp_standby *s, struct rp_error *err)
-{
-    struct rp_machine_config *cfg = malloc(sizeof(*cfg));
-    if (!cfg)
-        return rp_error_set(err, ENOMEM, "no memory for a machine");
-    *cfg = s->o->machine;
-    int rc = rp_entry_make(s->entry, cfg, s->vm->events, &s->machine, err);
-    free(cfg);
-    s->unusable = rc < 0;
-    if (rc == 0)
-        rp_machine_output_deadline(s->machine, RP_OUTPUTS_SHUT);
-    return rc;
-}
-
-/* A primary is protected only once what this host has to bring is known to be there. Disks are the exception: as long as
- * epochs are applied to them they cannot be opened for a machine. */
+/* The machine around the image's RAM, outputs shut (S3). A primary is protected only once it is known that this host can run the VM: the
+ * first whole epoch is entered to see it. Disks are opened at the takeover: as long as epochs are applied to them they are not a machine's. */
 static int make_ahead(struct rp_standby *s, struct rp_error *err)
 {
-    if (s->machine || s->o->machine.ndisks)
-        return 0;
-    int rc = rp_standby_make_machine(s, err);
-    return rc < 0 ? rp_error_wrap(err, "this host cannot run it") : 0;
+    struct rp_machine_config *cfg = s->machine ? NULL : malloc(sizeof(*cfg));
+    if (!cfg)
+        return s->machine ? 0 : rp_error_set(err, ENOMEM, "no memory for a machine");
+    *cfg = s->o->machine;
+    cfg->disks_later = true;
+    int rc = rp_entry_make(s->entry, cfg, s->vm->events, &s->machine, err);
+    free(cfg);
+    if (rc == 0)
+        rc = rp_machine_rehearse(s->machine, rp_image_sections(rp_entry_image(s->entry)), err);
+    s->unusable = rc < 0;
+    if (rc < 0)
+        return rp_error_wrap(err, "this host cannot run it");
+    rp_machine_output_deadline(s->machine, RP_OUTPUTS_SHUT);
+    return 0;
 }
 
 static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)

@@ -19,13 +19,13 @@ struct rp_standby {
     struct rp_vm *vm;
     struct rp_vm_options *o;
     struct rp_entry *entry;         /* serving thread while it runs */
-    struct rp_machine *machine;     /* likewise: made ahead, around the image's RAM; NULL: not yet */
+    struct rp_machine *machine;     /* likewise: made at the first whole epoch, around the image's RAM, its disks not open; NULL: not yet */
     struct rp_replica *replica;     /* copies of the VM's private disks; lives as long as the entry's image is fed */
     struct rp_link_recv *recv;
     pthread_t thread;
     bool serving;                   /* control: the thread is there */
     bool unusable;                  /* serving thread: no machine can be made here of what the primary sends */
-    bool promoted, again;           /* control: the disks are the VM's; no machine could be made, and that may change */
+    bool promoted, again;           /* control: the disks are the VM's; they could not be opened, and that may change */
     int event_fd;                   /* the serving thread has ended, or failed */
     int again_fd;                   /* a timer: the next attempt to take over is due */
     char uri[400];
@@ -43,8 +43,6 @@ struct rp_standby {
 /* standby.c */
 void rp_standby_set_state(struct rp_standby *s, enum rp_standby_state state);
 enum rp_standby_state rp_standby_state(struct rp_standby *s);
-/* Makes s->machine around the image's RAM, outputs shut (S3). Serving thread, or control once that has ended. */
-int rp_standby_make_machine(struct rp_standby *s, struct rp_error *err) RP_MUST_CHECK;
 int rp_standby_serve(struct rp_standby *s, struct rp_error *err) RP_MUST_CHECK;
 /* `hard`: whatever goes on; otherwise the thread is about to end by itself, and its connection stays. */
 void rp_standby_end_serving(struct rp_standby *s, bool hard);

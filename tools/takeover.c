@@ -15,14 +15,12 @@
 
 #define ANSWER_MS 1000          /* for a source to say that it knows; less than it waits for us (protect.c) */
 #define RETRY_MS 20
-#define AGAIN_S 1               /* between two attempts to make the machine when the primary is dead */
+#define AGAIN_S 1               /* between two attempts to open the disks when the primary is dead */
 
 /* The disks become the VM's. Once. */
 static int promote(struct rp_standby *s, struct rp_error *err)
 {
     int rc = s->promoted ? 0 : rp_replica_promote(s->replica, s->epoch, rp_fence_term(s->vm->fence), err);
-    for (unsigned i = 0; i < s->o->machine.ndisks; i++)
-        s->o->machine.disks[i].take = true;     /* the marks are ours now */
     s->promoted = rc == 0;
     return rc;
 }
@@ -35,8 +33,8 @@ static int enter(struct rp_standby *s, struct rp_error *err)
     if (s->again)
         return rp_error_set(err, EIO, "before the machine: fault point");
     int rc = promote(s, err);
-    if (rc == 0 && !s->machine) {
-        rc = rp_standby_make_machine(s, err);
+    if (rc == 0) {
+        rc = rp_machine_open_disks(s->machine, err);
         s->again = rc < 0;      /* a disk's server that is down, a lock that a dying process holds, … */
     }
     if (rc == 0)

@@ -22,12 +22,15 @@ struct rp_device_env {
     struct rp_events *events;   /* may be NULL */
     struct rp_gate *gate;       /* outputs leave through it */
     struct rp_disks *disks;     /* disks stand behind its guards; NULL (tests): behind none */
+    bool disks_later;           /* rp_virtio_blk_create opens none */
     unsigned vcpus;             /* for the default number of queues */
 };
 
 /* cfg is copied. A descriptor passed in is owned by the device on success. -EBUSY: the disk is locked by another VM. */
 int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const struct rp_disk_config *cfg,
                          struct rp_device *out, struct rp_error *err) RP_MUST_CHECK;
+/* Opens its disk, unless it is open: before it is started, and before an epoch with its state is entered. */
+int rp_virtio_blk_open(const struct rp_device *d, const struct rp_disk_config *cfg, struct rp_error *err) RP_MUST_CHECK;
 void rp_virtio_blk_info(const struct rp_device *d, struct rp_disk_info *out);
 
 /* `mac`: the address to use (config's, or made from the VM id by the caller). */

@@ -229,8 +229,7 @@ void rp_machine_powerdown(struct rp_machine *m)
     rp_events_emit(m->events, m->newest_epoch, "POWERDOWN", "{}");
 }
 
-/* Control and machine lock held, vCPUs still. */
-static int reset_everything(struct rp_machine *m, struct rp_error *err)
+int rp_machine_power_on(struct rp_machine *m, struct rp_error *err)
 {
     int rc = 0;
 
@@ -239,7 +238,7 @@ static int reset_everything(struct rp_machine *m, struct rp_error *err)
             m->devices[i].ops->reset(m->devices[i].dev);
     for (unsigned i = 0; i < m->vcpus->n && rc == 0; i++)
         rc = rp_vcpu_load(&m->vcpus->v[i], &m->initial[i], m->initial[i].tsc, err);
-    return rc < 0 ? rc : rp_machine_boot(m, err);
+    return rc;
 }
 
 int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
@@ -257,7 +256,9 @@ int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
         if (m->started)
             rp_machine_stand_still(m, false);
         pthread_mutex_lock(&m->lock);
-        rc = reset_everything(m, err);
+        rc = rp_machine_power_on(m, err);
+        if (rc == 0)
+            rc = rp_machine_boot(m, err);
         pthread_mutex_unlock(&m->lock);
         rp_vcpus_revive(m->vcpus);
         rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"ok\":%s}", rc == 0 ? "true" : "false");
@@ -411,6 +412,19 @@ void rp_machine_output_deadline(struct rp_machine *m, uint64_t deadline_ns)
 void rp_machine_output_stats(struct rp_machine *m, struct rp_gate_stats *out)
 {
     rp_gate_stats(m->gate, out);
+}
+
+int rp_machine_open_disks(struct rp_machine *m, struct rp_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->cfg.ndisks && rc == 0; i++) {
+        m->cfg.disks[i].take = true;
+        rc = rp_virtio_blk_open(&m->devices[m->disk_at[i]], &m->cfg.disks[i], err);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return rc;
 }
 
 unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsigned max)

@@ -62,6 +62,7 @@ struct rp_machine_config {
     bool has_console, rng, balloon;
     struct rp_vsock_config vsock;
     unsigned ndisks, nnics;
+    bool disks_later;           /* they are opened by rp_machine_open_disks: somebody else has them still */
     struct rp_disk_config disks[RP_DISKS_MAX];
     struct rp_nic_config nics[RP_NICS_MAX];
     enum { RP_DIRTY_AUTO, RP_DIRTY_LOG, RP_DIRTY_RING } dirty;
@@ -109,6 +110,12 @@ void rp_machine_output_stats(struct rp_machine *m, struct rp_gate_stats *out);
 
 /* The machine's RAM, for an image that is loaded straight into it. */
 struct rp_guest_ram *rp_machine_ram(struct rp_machine *m);
+/* Opens the disks that were left out, in their order; whatever their marks say, they are this VM's. Before it runs and before it enters. On
+ * error those that are open stay so: it may be called again. */
+int rp_machine_open_disks(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
+/* Could it enter that? Everything is loaded as by rp_machine_enter and taken back, RAM is not touched; it is CREATED before and after. Disks
+ * that were left out are taken for suitable. On error it is to be destroyed. */
+int rp_machine_rehearse(struct rp_machine *m, const struct rp_sections *s, struct rp_error *err) RP_MUST_CHECK;
 /* Loads every section into vCPUs and devices (order and reasons: docs/state.md). RAM holds the epoch already. The
  * machine is then PAUSED. On error it is to be destroyed. `moved`: a new generation id, and addresses are announced when it runs. */
 int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const struct rp_epoch_trailer *t,

@@ -100,6 +100,8 @@ void rp_machine_unmake(struct rp_machine *m, struct rp_guest_ram *ram);
 void rp_machine_stand_still(struct rp_machine *m, bool save);
 void rp_machine_run(struct rp_machine *m);
 void rp_machine_ask(struct rp_machine *m, unsigned what);
+/* Devices and vCPUs as after power-on. Machine lock held, too; vCPUs still. */
+int rp_machine_power_on(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
 
 /* machine_state.c; control and machine lock held, vCPUs still. */
 int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *guest_ns, struct rp_error *err) RP_MUST_CHECK;

@@ -277,7 +277,7 @@ static int make_virtio(struct rp_machine *m, struct rp_error *err)
 {
     const struct rp_machine_config *c = &m->cfg;
     struct rp_device_env env = {.ram = m->ram, .pci = m->pci, .irqs = m->irqs, .loop = m->loop, .events = m->events,
-                                .gate = m->gate, .disks = m->disks, .vcpus = c->vcpus};
+                                .gate = m->gate, .disks = m->disks, .disks_later = c->disks_later, .vcpus = c->vcpus};
     struct rp_device d;
     int rc = 0;
 

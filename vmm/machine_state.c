@@ -241,7 +241,7 @@ static int enter_vcpus(struct rp_machine *m, const struct rp_sections *s, struct
     return rc;
 }
 
-static int enter_devices(struct rp_machine *m, const struct rp_sections *s, struct rp_error *err)
+static int enter_devices(struct rp_machine *m, const struct rp_sections *s, bool rehearsal, struct rp_error *err)
 {
     struct rp_section sec;
     int rc = 0;
@@ -252,7 +252,7 @@ static int enter_devices(struct rp_machine *m, const struct rp_sections *s, stru
             continue;
         if (!rp_sections_find(s, d->section, d->instance, &sec))
             rc = rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "the epoch has no section \"%s\" %u", d->section, d->instance);
-        else if (rp_fault(RP_FAULT_LOAD_SECTION))
+        else if (!rehearsal && rp_fault(RP_FAULT_LOAD_SECTION))
             rc = rp_error_set(err, EIO, "fault point load-section");
         else
             rc = d->ops->load(d->dev, &sec, err);
@@ -280,6 +280,38 @@ static int no_strangers(const struct rp_machine *m, const struct rp_sections *s,
     return 0;
 }
 
+/* Control and machine lock held. */
+static int enter_sections(struct rp_machine *m, const struct rp_sections *s, bool rehearsal, struct rp_error *err)
+{
+    int rc = no_strangers(m, s, err);
+
+    if (rc == 0)
+        rc = enter_machine(m, s, err);
+    if (rc == 0)
+        rc = enter_devices(m, s, rehearsal, err);   /* the irqchip before the LAPICs: their state must not be hit by its lines */
+    return rc == 0 ? enter_vcpus(m, s, err) : rc;
+}
+
+int rp_machine_rehearse(struct rp_machine *m, const struct rp_sections *s, struct rp_error *err)
+{
+    struct rp_machine_state *own = malloc(sizeof *own);
+    int rc;
+
+    if (!own)
+        return rp_error_set(err, ENOMEM, "machine: out of memory");
+    pthread_mutex_lock(&m->control);
+    pthread_mutex_lock(&m->lock);
+    *own = m->st;
+    rc = enter_sections(m, s, true, err);
+    if (rc == 0)
+        rc = rp_machine_power_on(m, err);   /* no timer of the guest's is left running */
+    m->st = *own;
+    pthread_mutex_unlock(&m->lock);
+    pthread_mutex_unlock(&m->control);
+    free(own);
+    return rc;
+}
+
 int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const struct rp_epoch_trailer *t, bool moved,
                      struct rp_error *err)
 {
@@ -291,13 +323,7 @@ int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const st
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM runs: an epoch is entered by one that stands still");
     pthread_mutex_lock(&m->lock);
     if (rc == 0)
-        rc = no_strangers(m, s, err);
-    if (rc == 0)
-        rc = enter_machine(m, s, err);
-    if (rc == 0)
-        rc = enter_devices(m, s, err);  /* the irqchip before the LAPICs: their state must not be hit by its lines */
-    if (rc == 0)
-        rc = enter_vcpus(m, s, err);
+        rc = enter_sections(m, s, false, err);
     if (rc == 0 && moved)
         rp_vmgenid_renew(m->vmgenid);
     m->announce_due = rc == 0 && moved;

@@ -71,7 +71,7 @@ struct request {
 
 struct rp_virtio_blk {
     struct rp_virtio v;
-    struct rp_disk *disk;
+    struct rp_disk *disk;           /* NULL: not opened yet; then the machine does not run */
     struct rp_bounce bounce;
     struct rp_chain chain;
     char serial[VIRTIO_BLK_ID_BYTES];
@@ -432,7 +432,7 @@ static int blk_load(void *dev, const struct rp_section *sec, struct rp_error *er
         return rp_error_set(err, ENOMEM, "disk %s: no memory for its state", b->path);
     rp_virtio_save(&b->v, &s->virtio);
     rc = rp_section_decode(&rp_virtio_blk_table, sec, s, err);
-    if (rc == 0 && s->size_bytes > b->disk->size_bytes)
+    if (rc == 0 && b->disk && s->size_bytes > b->disk->size_bytes)
         rc = rp_error_exit(err, RP_EXIT_HOST, EBADMSG, "disk %s: has %llu bytes, the epoch's has %llu", b->path,
                            (unsigned long long)b->disk->size_bytes, (unsigned long long)s->size_bytes);
     if (rc == 0)
@@ -442,7 +442,7 @@ static int blk_load(void *dev, const struct rp_section *sec, struct rp_error *er
     if (rc == 0) {
         memcpy(b->reissue, s->inflight, s->ninflight * sizeof(s->inflight[0]));
         b->nreissue = s->ninflight;
-        if (s->size_bytes != b->disk->size_bytes)
+        if (b->disk && s->size_bytes != b->disk->size_bytes)
             rp_virtio_config_changed(&b->v);
     }
     free(s);
@@ -491,8 +491,11 @@ static void blk_stop(void *dev)
 
 static int blk_drain(void *dev, struct rp_error *err)
 {
+    struct rp_virtio_blk *b = dev;
+
     (void)err;
-    rp_disk_drain(((struct rp_virtio_blk *)dev)->disk);
+    if (b->disk)
+        rp_disk_drain(b->disk);
     return 0;
 }
 
@@ -506,10 +509,12 @@ static void blk_destroy(void *dev)
     struct rp_virtio_blk *b = dev;
 
     rp_virtio_stop(&b->v);
-    rp_disk_drain(b->disk);
+    if (b->disk)
+        rp_disk_drain(b->disk);
     on_reset(b);                    /* frees what had finished */
     rp_virtio_fini(&b->v);
-    rp_disk_close(b->disk);
+    if (b->disk)
+        rp_disk_close(b->disk);
     rp_bounce_fini(&b->bounce);
     free(b);
 }
@@ -517,26 +522,44 @@ static void blk_destroy(void *dev)
 static const struct rp_device_ops device_ops = {.save = blk_save, .load = blk_load, .drain = blk_drain, .reset = blk_reset,
                                                 .start = blk_start, .stop = blk_stop, .destroy = blk_destroy};
 
+/* What the disk can do; as long as it is not open, all that one could. */
+static uint64_t features(bool readonly, bool can_zero, bool can_discard)
+{
+    return BIT(VIRTIO_BLK_F_SIZE_MAX) | BIT(VIRTIO_BLK_F_SEG_MAX) | BIT(VIRTIO_BLK_F_BLK_SIZE) | BIT(VIRTIO_BLK_F_FLUSH) | BIT(VIRTIO_BLK_F_MQ) |
+           (readonly ? BIT(VIRTIO_BLK_F_RO) : 0) | (can_zero && !readonly ? BIT(VIRTIO_BLK_F_WRITE_ZEROES) : 0) |
+           (can_discard && !readonly ? BIT(VIRTIO_BLK_F_DISCARD) : 0);
+}
+
+int rp_virtio_blk_open(const struct rp_device *d, const struct rp_disk_config *cfg, struct rp_error *err)
+{
+    struct rp_virtio_blk *b = d->dev;
+    struct rp_disk *disk;
+    int rc = b->disk ? 0 : rp_disk_open(cfg, b->v.env.loop, &disk, err);
+
+    if (rc < 0 || b->disk)
+        return rc;
+    rc = b->v.env.disks ? rp_disks_guard(b->v.env.disks, cfg, &disk, err) : 0;
+    if (rc < 0) {
+        rp_disk_close(disk);
+        return rc;
+    }
+    disk->batch_end = on_batch_end;
+    disk->ctx = b;
+    b->disk = disk;
+    rp_virtio_offer(&b->v, features(disk->readonly, disk->can_zero, disk->can_discard));
+    return 0;
+}
+
 int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const struct rp_disk_config *cfg,
                          struct rp_device *out, struct rp_error *err)
 {
     struct rp_virtio_blk *b = calloc(1, sizeof(*b));
     struct rp_virtio_config vc = {.name = rp_virtio_blk_table.name, .type = VIRTIO_ID_BLOCK, .class_code = 0x018000,
-                                  .queue_size = QUEUE_SIZE, .ops = &virtio_ops, .dev = b};
+                                  .features = features(cfg->readonly, true, true), .queue_size = QUEUE_SIZE, .ops = &virtio_ops, .dev = b};
     int rc;
 
     if (!b)
         return rp_error_set(err, ENOMEM, "disk: no memory");
-    rc = rp_disk_open(cfg, env->loop, &b->disk, err);
-    if (rc)
-        goto free_blk;
-    if (env->disks) {
-        rc = rp_disks_guard(env->disks, cfg, &b->disk, err);
-        if (rc)
-            goto close_disk;
-    }
-    b->disk->batch_end = on_batch_end;
-    b->disk->ctx = b;
     memcpy(b->serial, cfg->serial, sizeof(b->serial));
     snprintf(b->path, sizeof(b->path), "%s", cfg->path ? cfg->path : "(descriptor)");
     b->nqueues = cfg->queues ? cfg->queues : env->vcpus < 4 ? env->vcpus : 4;
@@ -544,19 +567,15 @@ int rp_virtio_blk_create(const struct rp_device_env *env, unsigned slot, const s
         b->nqueues = b->nqueues ? QUEUES_MAX : 1;
     rp_bounce_init(&b->bounce, IDLE_MAX);
     vc.nqueues = b->nqueues;
-    vc.features = BIT(VIRTIO_BLK_F_SIZE_MAX) | BIT(VIRTIO_BLK_F_SEG_MAX) | BIT(VIRTIO_BLK_F_BLK_SIZE) | BIT(VIRTIO_BLK_F_FLUSH) |
-                  BIT(VIRTIO_BLK_F_MQ) | (b->disk->readonly ? BIT(VIRTIO_BLK_F_RO) : 0) |
-                  (b->disk->can_zero && !b->disk->readonly ? BIT(VIRTIO_BLK_F_WRITE_ZEROES) : 0) |
-                  (b->disk->can_discard && !b->disk->readonly ? BIT(VIRTIO_BLK_F_DISCARD) : 0);
     rc = rp_virtio_init(&b->v, env, slot, &vc, err);
-    if (rc)
-        goto close_disk;
+    if (rc < 0) {
+        free(b);
+        return rc;
+    }
     *out = (struct rp_device){.section = rp_virtio_blk_table.name, .instance = slot, .ops = &device_ops, .dev = b};
-    return 0;
-close_disk:
-    rp_disk_close(b->disk);
-free_blk:
-    free(b);
+    rc = env->disks_later ? 0 : rp_virtio_blk_open(out, cfg, err);
+    if (rc < 0)
+        blk_destroy(b);
     return rc;
 }
 

@@ -400,6 +400,11 @@ static int make_queues(struct rp_virtio *v, uint16_t size, struct rp_error *err)
     return 0;
 }
 
+void rp_virtio_offer(struct rp_virtio *v, uint64_t features)
+{
+    v->features = features | BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_RING_F_EVENT_IDX) | BIT(VIRTIO_RING_F_INDIRECT_DESC);
+}
+
 int rp_virtio_init(struct rp_virtio *v, const struct rp_device_env *env, unsigned slot,
                    const struct rp_virtio_config *cfg, struct rp_error *err)
 {
@@ -412,7 +417,7 @@ int rp_virtio_init(struct rp_virtio *v, const struct rp_device_env *env, unsigne
     v->ops = cfg->ops;
     v->dev = cfg->dev;
     v->name = cfg->name;
-    v->features = cfg->features | BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_RING_F_EVENT_IDX) | BIT(VIRTIO_RING_F_INDIRECT_DESC);
+    rp_virtio_offer(v, cfg->features);
     v->nqueues = cfg->nqueues;
     v->config_vector = RP_VIRTQ_NO_VECTOR;
     for (unsigned n = 0; n < RP_VIRTQS_MAX; n++)

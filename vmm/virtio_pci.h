@@ -84,6 +84,7 @@ struct rp_virtio_config {
 int rp_virtio_init(struct rp_virtio *v, const struct rp_device_env *env, unsigned slot,
                    const struct rp_virtio_config *cfg, struct rp_error *err) RP_MUST_CHECK;
 void rp_virtio_fini(struct rp_virtio *v);   /* safe after a failed init */
+void rp_virtio_offer(struct rp_virtio *v, uint64_t features);   /* others than at init; while no driver can have seen those */
 
 static inline bool rp_virtio_has(const struct rp_virtio *v, unsigned bit)
 {

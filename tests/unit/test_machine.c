@@ -151,6 +151,11 @@ static struct rp_machine *enter_anew(struct rp_machine *from, uint64_t epoch, in
     b = &rp_machine_ram(to)->view;
     for (uint32_t i = 0; i < a->nregions; i++)
         memcpy(rp_ram_page(b, a->regions[i].gfn), rp_ram_page(a, a->regions[i].gfn), a->regions[i].pages << RP_PAGE_SHIFT);
+    if (epoch % 2) {        /* as a standby does, long before */
+        cr_assert_eq(rp_machine_rehearse(to, &sections, &err), 0, "%s", err.text);
+        cr_assert_eq(rp_machine_state(to), RP_VM_CREATED);
+        same_ram(a, b, epoch);
+    }
     at = rp_ram_page(b, RP_VMGENID_GPA >> RP_PAGE_SHIFT);
     memcpy(id, at, sizeof id);
     cr_assert_eq(rp_machine_enter(to, &sections, &t, nic_fd >= 0, &err), 0, "%s", err.text);
@@ -362,9 +367,15 @@ Test(machine, what_fails_at_a_cut_or_an_entry_leaves_the_source_running, .timeou
     cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
-    arm("load-section:3");
+    arm("load-section:3");      /* no concern of a rehearsal */
+    cr_assert_eq(rp_machine_rehearse(to, &sections, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), -EIO);
     arm(NULL);
+    rp_machine_destroy(to);
+    cfg.rng = true;             /* what it could not enter, it says at the rehearsal */
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_machine_rehearse(to, &sections, &err), 0);
+    cr_assert(strstr(err.text, "no section \"virtio-rng\""), "%s", err.text);
     rp_machine_destroy(to);
     cr_assert_eq(src->ops->resume(src, &err), 0, "%s", err.text);
     wait_beats(m, 0, 5);

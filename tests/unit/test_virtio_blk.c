@@ -293,7 +293,28 @@ Test(blk, read_only_disk_takes_no_write)
 
 /* BLK-1, BLK-2: requests taken before a stop do not complete into RAM, travel as in flight, and complete once in the
  * machine that enters the epoch. */
-Test(blk, in_flight_requests_survive_a_cut)
+/* As a standby makes it: loaded while somebody else has the disk, loaded again and opened when that has gone. */
+static void enter_late(const struct rp_section *sec)
+{
+    struct rp_device first;
+    struct rp_disk_config cfg = {.path = image, .fd = -1, .serial = "serial-42", .queues = 1};
+    struct rp_error err = {0};
+
+    blk.ops->destroy(blk.dev);
+    cr_assert_eq(rp_virtio_blk_create(&board.env, 9, &cfg, &first, &err), 0, "%s", err.text);
+    board.env.disks_later = true;
+    cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+    board.env.disks_later = false;
+    cr_assert_eq(blk.ops->load(blk.dev, sec, &err), 0, "%s", err.text);
+    blk.ops->reset(blk.dev);
+    cr_assert_eq(rp_virtio_blk_open(&blk, &cfg, &err), -EBUSY);
+    first.ops->destroy(first.dev);
+    cr_assert_eq(rp_virtio_blk_open(&blk, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_virtio_blk_open(&blk, &cfg, &err), 0, "it is open: %s", err.text);
+    cr_assert_eq(blk.ops->load(blk.dev, sec, &err), 0, "%s", err.text);
+}
+
+static void cut_with_writes_in_flight(bool late)
 {
     enum { N = 16 };
     struct rp_sections sec = {0};
@@ -327,9 +348,13 @@ Test(blk, in_flight_requests_survive_a_cut)
 
     /* entered again: the same chains must complete exactly once each */
     pthread_mutex_lock(&board.lock);
-    blk.ops->destroy(blk.dev);
-    cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
-    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    if (late) {
+        enter_late(&one);
+    } else {
+        blk.ops->destroy(blk.dev);
+        cr_assert_eq(create(&blk, image, false, 1, &err), 0, "%s", err.text);
+        cr_assert_eq(blk.ops->load(blk.dev, &one, &err), 0, "%s", err.text);
+    }
     blk.ops->start(blk.dev);
     pthread_mutex_unlock(&board.lock);
     for (unsigned i = 0; i < N; i++)
@@ -341,6 +366,16 @@ Test(blk, in_flight_requests_survive_a_cut)
     expect(3, 4096 * N);
     free(state);
     rp_sections_fini(&sec);
+}
+
+Test(blk, in_flight_requests_survive_a_cut)
+{
+    cut_with_writes_in_flight(false);
+}
+
+Test(blk, a_disk_that_is_opened_late_gets_what_was_in_flight)
+{
+    cut_with_writes_in_flight(true);
 }
 
 /* The text of a section, to look into a device's private state. */
