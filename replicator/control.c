@@ -5,8 +5,11 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#define RP_REASON_PIECE 16u
 
 int rp_control_init(struct rp_control *c, struct rp_error *err)
 {
@@ -163,6 +166,32 @@ int rp_control_send(struct rp_control *c, const struct rp_control_msg *m)
 int rp_control_send_one(struct rp_control *c, const struct rp_control_msg *m)
 {
     return send_paths(c, m, false);
+}
+
+int rp_control_send_reason(struct rp_control *c, uint32_t type, const struct rp_error *why)
+{
+    char text[RP_CONTROL_REASON] = {0};
+    int rc = 0;
+    snprintf(text, sizeof(text), "%.*s", (int)sizeof(text) - 1, why->text);
+    for (uint64_t at = 0; at < strlen(text) && rc == 0; at += RP_REASON_PIECE) {
+        const uint8_t *p = (const uint8_t *)text + at;
+        struct rp_control_msg m = {.type = RP_CTL_REASON, .a = at, .b = rp_ld64(p), .c = rp_ld64(p + 8)};
+        rc = rp_control_send(c, &m);
+    }
+    struct rp_control_msg last = {.type = type, .a = (uint64_t)-why->code};
+    return rc == 0 ? rp_control_send(c, &last) : rc;
+}
+
+void rp_control_reason(const struct rp_control_msg *m, char text[RP_CONTROL_REASON])
+{
+    uint8_t piece[RP_REASON_PIECE];
+    if (m->a % RP_REASON_PIECE || m->a > RP_CONTROL_REASON - RP_REASON_PIECE)
+        return;
+    rp_st64(piece, m->b);
+    rp_st64(piece + 8, m->c);
+    for (unsigned i = 0; i < RP_REASON_PIECE; i++)
+        text[m->a + i] = (char)(piece[i] && (piece[i] < ' ' || piece[i] == 127) ? '?' : piece[i]);
+    text[RP_CONTROL_REASON - 1] = '\0';
 }
 
 /* 1: *out is there; 0: nothing has come; < 0: the path has ended. */

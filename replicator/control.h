@@ -25,7 +25,9 @@ enum rp_control_type {
     RP_CTL_REFUSED = 5,     /* the standby refuses what came; a: errno; the connection then ends */
     RP_CTL_SWITCH = 6,      /* the source: a switchover follows in this session; the standby says it back */
     RP_CTL_FAILED = 7,      /* the standby could not enter the final epoch, and will not */
+    RP_CTL_REASON = 8,      /* of the REFUSED or FAILED that follows; a: offset in the text, b, c: 16 bytes of it */
 };
+#define RP_CONTROL_REASON 208u  /* bytes of such a text, its end included */
 
 struct rp_control_msg {
     uint32_t type;
@@ -62,6 +64,10 @@ const char *rp_control_transport(struct rp_control *c);
 int rp_control_send(struct rp_control *c, const struct rp_control_msg *m) RP_MUST_CHECK;
 /* The same, on the first path that takes it. */
 int rp_control_send_one(struct rp_control *c, const struct rp_control_msg *m) RP_MUST_CHECK;
+/* Sends `type` (RP_CTL_REFUSED, RP_CTL_FAILED) on every living path, its reason before it. As rp_control_send. */
+int rp_control_send_reason(struct rp_control *c, uint32_t type, const struct rp_error *why) RP_MUST_CHECK;
+/* Puts a piece of a reason where it belongs; what does not fit is dropped, what a terminal might obey is not kept. */
+void rp_control_reason(const struct rp_control_msg *m, char text[RP_CONTROL_REASON]);
 /* The next message, from whichever path: 0. -ETIMEDOUT: all were silent for timeout_ms. -EINTR. When the last
  * path has ended: how. One thread. */
 int rp_control_recv(struct rp_control *c, struct rp_control_msg *out, int timeout_ms) RP_MUST_CHECK;

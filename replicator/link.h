@@ -122,7 +122,7 @@ void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image);
 /* After FINAL: tells the source that the VM runs here now, and waits until it knows. On error nobody can tell whether it does. */
 int rp_link_recv_running(struct rp_link_recv *r, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 /* After FINAL: tells the source that the VM does not run here and will not: it may take it back. */
-void rp_link_recv_failed(struct rp_link_recv *r);
+void rp_link_recv_failed(struct rp_link_recv *r, const struct rp_error *why);
 void rp_link_cancel(struct rp_link_recv *r);    /* any thread: serve returns RP_LINK_CANCELLED */
 void rp_link_recv_destroy(struct rp_link_recv *r);
 

@@ -40,6 +40,7 @@ struct link_sink {
     pthread_mutex_t lock;               /* everything below; a leaf */
     pthread_cond_t change;
     bool running, failed, prepared;     /* the standby has said so */
+    char reason[RP_CONTROL_REASON];     /* why it refuses or has failed; "": it did not say */
     bool over;
     bool gone;                          /* the standby has closed, or was given the time to */
     bool said;                          /* the goodbye is on its way, and the engine has heard: */

@@ -109,12 +109,12 @@ static int on_taken(void *ctx, uint64_t number, uint64_t bytes, bool epoch, stru
 static void on_refused(void *ctx, int rc, const struct rp_error *why)
 {
     struct rp_link_recv *r = ctx;
-    struct rp_control_msg m = {.type = RP_CTL_REFUSED, .a = (uint64_t)-rc};
+    (void)rc;
     pthread_mutex_lock(&r->lock);
     note_end(r, RP_LINK_DAMAGED, why);
     pthread_mutex_unlock(&r->lock);
     atomic_store(&r->refused_ns, rp_clock_ns());
-    if (rp_control_send(&r->control, &m) < 0)
+    if (rp_control_send_reason(&r->control, RP_CTL_REFUSED, why) < 0)
         end_session(r, RP_LINK_DAMAGED, why);
 }
 
@@ -448,10 +448,9 @@ int rp_link_recv_running(struct rp_link_recv *r, int timeout_ms, struct rp_error
     return rc < 0 ? rp_error_set(err, rc, "the source did not answer that it knows the VM to run here: %s", strerror(-rc)) : 0;
 }
 
-void rp_link_recv_failed(struct rp_link_recv *r)
+void rp_link_recv_failed(struct rp_link_recv *r, const struct rp_error *why)
 {
-    struct rp_control_msg m = {.type = RP_CTL_FAILED};
-    if (r->tailing && rp_control_send(&r->control, &m) < 0)
+    if (r->tailing && rp_control_send_reason(&r->control, RP_CTL_FAILED, why) < 0)
         rp_log(RP_LOG_WARN, "the source could not be told that the VM does not run here");
 }
 

@@ -88,6 +88,15 @@ static int ended(struct link_sink *s, int rc, struct rp_error *err)
     return rc;
 }
 
+/* What the standby has said of its reason, for the end of a sentence. */
+static const char *add_reason(struct link_sink *s, char out[RP_CONTROL_REASON + 2])
+{
+    pthread_mutex_lock(&s->lock);
+    snprintf(out, RP_CONTROL_REASON + 2, "%s%s", s->reason[0] ? ": " : "", s->reason);
+    pthread_mutex_unlock(&s->lock);
+    return out;
+}
+
 /* The session is over; the engine hears of it once. */
 static void lost(struct link_sink *s, int rc, const char *what)
 {
@@ -97,10 +106,10 @@ static void lost(struct link_sink *s, int rc, const char *what)
     pthread_mutex_unlock(&s->lock);
     if (atomic_load(&s->cancelled) || atomic_exchange(&s->told, true))
         return;
-    char uri[400];
+    char uri[400], reason[RP_CONTROL_REASON + 2];
     struct rp_error why = {0};
     rp_uri_format(&s->cfg.uri, uri, sizeof(uri));
-    rp_error_set(&why, rc, "standby %s: %s", uri, what);
+    rp_error_set(&why, rc, "standby %s: %s%s", uri, what, add_reason(s, reason));
     /* A standby that hears no goodbye takes our silence for our death. */
     atomic_store(&s->parting, true);
     struct rp_control_msg bye = {.type = RP_CTL_BYE, .a = RP_BYE_BROKEN};
@@ -200,8 +209,13 @@ static const char *take(struct link_sink *s, const struct rp_control_msg *m)
         return note(s, &s->failed);
     case RP_CTL_SWITCH:
         return note(s, &s->prepared);
+    case RP_CTL_REASON:
+        pthread_mutex_lock(&s->lock);
+        rp_control_reason(m, s->reason);
+        pthread_mutex_unlock(&s->lock);
+        return NULL;
     case RP_CTL_REFUSED:
-        return "refused what it was sent (its log says why)";
+        return "refused what it was sent";
     default:
         return "said something this version does not know";
     }
@@ -479,8 +493,9 @@ int rp_link_sink_wait_running(struct rp_sink *base, int timeout_ms, struct rp_er
 {
     struct link_sink *s = of(base);
     int rc = wait_for(s, &s->running, timeout_ms);
+    char reason[RP_CONTROL_REASON + 2];
     if (rc == -ECANCELED)
-        return rp_error_set(err, ECANCELED, "the target could not enter the VM (its log says why)");
+        return rp_error_set(err, ECANCELED, "the target could not enter the VM%s", add_reason(s, reason));
     if (rc == -EPIPE)
         return rp_error_set(err, EPIPE, "the target went away before it said that the VM runs");
     if (rc < 0)

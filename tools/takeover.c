@@ -82,7 +82,7 @@ static void takeover_failed(struct rp_standby *s, struct rp_error *err)
     rp_error_wrap(err, "taking over VM \"%s\" at epoch %llu", s->vm->name, (unsigned long long)s->epoch);
     if (rp_fence_yield(s->vm->fence, &ignored) < 0)
         rp_log(RP_LOG_WARN, "%s", ignored.text);
-    rp_link_recv_failed(s->recv);
+    rp_link_recv_failed(s->recv, err);
     rp_vm_leave_because(s->vm, err);
 }
 

@@ -328,8 +328,11 @@ static void control(struct fz *f)
         const uint8_t *p = fz_bytes(f, f->left / (paths - i), &n);
         FZ_HOLDS(rp_control_add(&c, &fake_make(p, n)->base, (int)i) == 0);
     }
+    char reason[RP_CONTROL_REASON] = "";
     while (rp_control_recv(&c, &m, 1000) == 0) {
         got++;
+        rp_control_reason(&m, reason);
+        FZ_HOLDS(memchr(reason, 0, sizeof(reason)) && !strpbrk(reason, "\n\r\033"));
         FZ_HOLDS(got <= left / RP_CONTROL_BYTES + paths);
     }
     FZ_HOLDS(rp_control_living(&c) == 0);

@@ -11,6 +11,7 @@
 #include "replicator/link.h"
 #include "tests/unit/fake_source.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -44,8 +45,8 @@ static inline void *standby_main(void *arg)
     cr_assert_eq(rp_link_serve(s->recv, &s->outcome, &err), 0, "%s", err.text);
     if (s->outcome.end != RP_LINK_FINAL)
         return NULL;
-    if (s->says == STANDBY_FAILS)
-        rp_link_recv_failed(s->recv);
+    if (s->says == STANDBY_FAILS && rp_error_set(&err, EIO, "this standby fails whenever it is asked to"))
+        rp_link_recv_failed(s->recv, &err);
     else if (s->says == STANDBY_RUNS)
         s->answered = rp_link_recv_running(s->recv, STANDBY_MS, &err);
     return NULL;

@@ -176,6 +176,7 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
     s.says = STANDBY_FAILS;
     struct rp_protect *p = protect(&s);
     cr_assert_lt(rp_protect_switch(p, LONG_MS, &err), 0);
+    cr_assert(strstr(err.text, "this standby fails whenever it is asked to"), "%s", err.text);
     cr_assert_eq(atomic_load(&world.retaken), 1u);
     cr_assert_eq(wait_state(p, RP_PROTECT_UNPROTECTED), RP_PROTECT_UNPROTECTED);
     pthread_mutex_lock(&fake.run);

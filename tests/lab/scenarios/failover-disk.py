@@ -62,6 +62,16 @@ def lose_the_standby(lab, pair, guest):
     replace_standby(lab, pair)
 
 
+def unsuitable(lab, pair, host):
+    """A standby that could not run the guest says so when it is asked to stand by, disks or not; the guest is not told that it is protected."""
+    pair.standby_options = ["--vsock", "/run/no-such-device"]
+    pair.stand_by(host)
+    answer = pair.primary.run(pair.protect_command(), check=False, timeout_s=120)
+    lab.check(answer.rc != 0 and "the VM has no vsock device" in answer.output, f"protected by {host}, which cannot run it: exit code {answer.rc}: {answer.output[-400:]}")
+    pair.standby_job.kill()
+    pair.standby_options = []
+
+
 def one_round(lab, pair, guest):
     old = pair.primary
     guest.must_write(lab.random.randint(10, 300))
@@ -92,6 +102,7 @@ def run(lab):
     pair.boot(a)
     lab.wait_until(lambda: "\"running\"" in pair.status(), 60, "the guest runs")
     guest.must_write(50)
+    unsuitable(lab, pair, b)
     pair.stand_by(b)
     pair.protect()
     for number in range(lab.word("rounds", 4)):
