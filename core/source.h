@@ -17,6 +17,7 @@ struct rp_source_info {
     uint8_t vm_id[16];
     char name[RP_VM_NAME_MAX];
     struct rp_ram_view ram;     /* borrowed from the source, constant while it lives */
+    unsigned cpus;              /* cores that it uses while it runs (vCPUs); who works beside it leaves them to it */
 };
 
 struct rp_cut {

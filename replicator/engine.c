@@ -124,11 +124,12 @@ static void *engine_main(void *arg)
 
 /* --- the control thread --- */
 
-static unsigned spare_cores(unsigned asked)
+/* Helpers of a thread: one for each core but its own and `taken`, at most 3. */
+static unsigned helpers(unsigned asked, unsigned taken)
 {
     if (asked)
         return asked;
-    long n = sysconf(_SC_NPROCESSORS_ONLN) - 1;
+    long n = sysconf(_SC_NPROCESSORS_ONLN) - 1 - (long)taken;
     return n < 0 ? 0 : n > 3 ? 3 : (unsigned)n;
 }
 
@@ -175,10 +176,10 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
     if (!e->cfg.memory_bytes)
         e->cfg.memory_bytes = (24u << 20) + ram->pages * RP_PAGE_SIZE / 24;
     struct rp_emitter_config emit = {
-        .sink = sink, .ram = *ram, .encoders = spare_cores(cfg->encoders), .codecs = cfg->codecs,
+        .sink = sink, .ram = *ram, .encoders = helpers(cfg->encoders, e->info.cpus), .codecs = cfg->codecs,
         .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .held = cfg->held, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
     if ((rc = rp_arena_create(e->cfg.memory_bytes, ram->gfn_end, &e->arena, err)) < 0 ||
-        (rc = rp_pool_create("capture", spare_cores(cfg->capture_threads), 0, &e->capture_pool, err)) < 0 ||
+        (rc = rp_pool_create("capture", helpers(cfg->capture_threads, 0), 0, &e->capture_pool, err)) < 0 ||
         (rc = rp_capture_init(&e->capture, ram, e->arena, e->capture_pool, err)) < 0)
         goto fail;
     emit.arena = e->arena;

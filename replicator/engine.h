@@ -42,8 +42,8 @@ enum rp_run_kind { RP_RUN_ONCE, RP_RUN_CONTINUOUS, RP_RUN_FINAL };
 struct rp_engine_config {
     struct rp_goal goal;
     uint64_t memory_bytes;      /* the arena; 0: 24 MiB + RAM/24 */
-    unsigned encoders;          /* threads beside the emitter; 0: one per further core, at most 3 */
-    unsigned capture_threads;   /* helpers in the pause; 0: likewise, at most 3 */
+    unsigned encoders;          /* threads beside the emitter; 0: one for each core that the source's vCPUs leave, at most 3 */
+    unsigned capture_threads;   /* helpers in the pause, when vCPUs stand; 0: one per further core, at most 3 */
     enum rp_capture_choice capture;     /* how a cut's pages are captured: by what was measured, or as said */
     uint32_t codecs;            /* mask of 1 << rp_codec_id; 0: all */
     uint64_t first_epoch;       /* number of the first epoch; 0: 1 */

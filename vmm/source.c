@@ -21,6 +21,7 @@ static int describe(struct rp_source *s, struct rp_source_info *out, struct rp_e
     memcpy(out->vm_id, m->st.vm_id, sizeof out->vm_id);
     memcpy(out->name, m->cfg.name, sizeof out->name);
     out->ram = m->ram->view;
+    out->cpus = m->cfg.vcpus;
     return 0;
 }
 

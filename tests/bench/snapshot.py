@@ -4,7 +4,8 @@
     snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random]
 
 Prints one line of JSON per case and round: seconds, MiB/s of guest RAM, the guest's longest gap meanwhile in ms (QEMU leaves it standing:
-it is told to go on as soon as it says that it is done), bytes of the file. Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
+it is told to go on as soon as it says that it is done), bytes of the file. Then, as often, "copy_gap_ms": its longest gap while cp copies such a
+file, for what a flood of bytes does to it here, whoever makes it. "null" for a gap: a hypervisor took this host's processors away meanwhile (steal). Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
 """
 import json
 import pathlib
@@ -42,18 +43,44 @@ class Qemu(pair.Colo):
         self.qmp.command("cont")
 
 
-def measure(case, file):
+def stolen():
+    """Ticks that a hypervisor has kept this machine's processors from it."""
+    return int(pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+
+
+def watched(case, work):
+    """Does it; how long it took, and the guest's longest gap meanwhile in ms, None if it may be one of this machine's."""
     pair.warm(case.words["ram"] * 3 // 2)
+    ticks = stolen()
     before = case.probe(case.guest)
     began = time.monotonic()
-    case.snapshot(file)
+    work()
     took = time.monotonic() - began
     time.sleep(0.5)
     after = case.probe(case.guest)
     seen = int(after["vcpu0.gaps"]) - int(before["vcpu0.gaps"])
-    bytes_written = file.stat().st_size
-    file.unlink()
-    return {"seconds": took, "mib_s": case.words["ram"] / took, "gap_ms": max(gap for _, gap in after["gaps"][-seen:]) if seen else 0.0, "file_bytes": bytes_written}
+    return took, None if stolen() > ticks else max(gap for _, gap in after["gaps"][-seen:]) if seen else 0.0
+
+
+def snapshot(case, file):
+    took, gap = watched(case, lambda: case.snapshot(file))
+    return {"seconds": took, "mib_s": case.words["ram"] / took, "gap_ms": gap, "file_bytes": file.stat().st_size}
+
+
+def copy(case, file):
+    _, gap = watched(case, lambda: subprocess.run(["cp", file, file.with_suffix(".copy")], check=True))
+    file.with_suffix(".copy").unlink()
+    return {"copy_gap_ms": gap}
+
+
+def measure(case, file):
+    """One round after the other; the last file is what is copied."""
+    case.run()
+    for _ in range(case.words["rounds"]):
+        file.unlink(missing_ok=True)
+        yield snapshot(case, file)
+    for _ in range(case.words["rounds"]):
+        yield copy(case, file)
 
 
 def main(arguments):
@@ -62,16 +89,14 @@ def main(arguments):
         for monitor in words["monitors"].split(","):
             case = {"reprise": Reprise, "qemu": Qemu}[monitor](pathlib.Path(arguments[0]).resolve(), words, "file", rate, 0)
             file = pathlib.Path("/dev/shm") / f"{case.directory.name}.snapshot"
-            for turn in range(words["rounds"]):
-                try:
-                    figures = measure(case if turn else case.run(), file)
-                except (TimeoutError, RuntimeError, QmpError, KeyError, subprocess.TimeoutExpired) as error:
-                    figures = {"failed": f"{type(error).__name__}: {error}", "log": case.logs()}
-                print(json.dumps({"monitor": monitor, "rate": rate, **figures}), flush=True)
-                if "failed" in figures:
-                    break
+            try:
+                for figures in measure(case, file):
+                    print(json.dumps({"monitor": monitor, "rate": rate, **figures}), flush=True)
+            except (TimeoutError, RuntimeError, QmpError, KeyError, subprocess.SubprocessError) as error:
+                print(json.dumps({"monitor": monitor, "rate": rate, "failed": f"{type(error).__name__}: {error}", "log": case.logs()}), flush=True)
             case.end()
             file.unlink(missing_ok=True)
+            file.with_suffix(".copy").unlink(missing_ok=True)
     return 0
 
 

@@ -13,6 +13,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 ROWS = (("mib_s", "MiB of RAM a second", True), ("gap_ms", "the guest's longest gap, ms", False), ("file_bytes", "bytes of the file", False))
 
 
+def known(cases, rate, monitor, key):
+    return [case[key] for case in cases if case["rate"] == rate and case["monitor"] == monitor and case.get(key) is not None]
+
+
 def run(lab):
     lab.need_reprise("run", "checkpoint")
     (a,) = lab.hosts("a", cpus=2)
@@ -27,9 +31,13 @@ def run(lab):
     failed = [f"{case['monitor']}, {case['rate']} pages/s: {case['failed']}" for case in cases if "failed" in case]
     for rate in sorted({case["rate"] for case in cases}):
         for key, what, more_is_better in ROWS:
-            ours, theirs = ([case[key] for case in cases if case["rate"] == rate and case["monitor"] == name and key in case] for name in ("reprise", "qemu"))
+            ours, theirs = (known(cases, rate, name, key) for name in ("reprise", "qemu"))
             if ours and theirs:
                 ours, theirs = statistics.median(ours), statistics.median(theirs)
                 ratio = (ours / theirs if more_is_better else theirs / ours) if ours and theirs else 0
                 lab.log(f"x{ratio:.2f}  {rate} pages/s, {what}: reprise {ours:.1f}, QEMU {theirs:.1f}")
+        gaps, copies, rounds = (known(cases, rate, "reprise", key) for key in ("gap_ms", "copy_gap_ms", "mib_s"))
+        if gaps and copies:
+            lab.log(f"{rate} pages/s, the longest gap beside a checkpoint {statistics.median(gaps):.1f} ms, beside cp of as much {statistics.median(copies):.1f} ms "
+                    f"({len(gaps)} and {len(copies)} of {len(rounds)} rounds: in the others this machine's own host took its processors away)")
     lab.check(not failed, "; ".join(failed))
