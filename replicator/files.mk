@@ -35,6 +35,8 @@ replicator_SRCS := \
 	replicator/rdma_qp.c \
 	replicator/rdma_ring.c \
 	replicator/replica.c \
+	replicator/replica_apply.c \
+	replicator/replica_open.c \
 	replicator/secret.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \

@@ -1,8 +1,7 @@
-/* A machine's disks as the engine sees them: what was written, what copies lack, what is committed. See disks.h. */
+/* A machine's disks as the engine sees them: what was written and what is committed of it. See disks.h; the copy is disks_copy.c's. */
 #include "vmm/disks_internal.h"
 
 #include "core/clock.h"
-#include "core/digest.h"
 #include "core/log.h"
 #include "vmm/loop.h"
 
@@ -11,11 +10,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #define ENTRY_MAX (1u << 20)            /* bytes of a DISK entry's data: a record has room for four */
-#define HOLE_MAX (1ull << 30)           /* of one entry */
 #define PRESS_BYTES (RP_DISKS_BOUND_BYTES / 4)
 
 /* --- a queue of values --- */
@@ -50,48 +47,6 @@ static void fifo_pop(struct rp_fifo *f)
         f->head = 0;
 }
 
-/* --- what the copies lack --- */
-
-static void set_lacking(struct rp_guard *g, uint64_t first, uint64_t last, bool lacking)
-{
-    for (uint64_t b = first; b <= last && b < g->blocks; b++) {
-        uint64_t bit = 1ull << b % 64, *word = &g->lacks[b / 64];
-
-        if (lacking == !!(*word & bit))
-            continue;
-        *word ^= bit;
-        g->lacking += lacking ? 1 : UINT64_MAX;
-    }
-}
-
-static void lack_all(struct rp_guard *g)
-{
-    memset(g->lacks, 0xff, g->blocks / 64 * sizeof(*g->lacks));
-    g->lacks[g->blocks / 64] = (1ull << g->blocks % 64) - 1;
-    g->lacking = g->blocks;
-}
-
-static bool lacks(const struct rp_guard *g, uint64_t block)
-{
-    return block < g->blocks && g->lacks[block / 64] >> block % 64 & 1;
-}
-
-/* The first lacking block at or after `from`, going round; there is one. */
-static uint64_t next_lacking(const struct rp_guard *g, uint64_t from)
-{
-    uint64_t b = from < g->blocks ? from : 0;
-
-    while (!lacks(g, b)) {
-        if (b % 64 == 0 && g->lacks[b / 64] == 0)
-            b += 64;
-        else
-            b++;
-        if (b >= g->blocks)
-            b = 0;
-    }
-    return b;
-}
-
 /* --- keeping writes --- */
 
 static uint64_t used(const struct rp_disks *d)
@@ -111,7 +66,7 @@ static bool pressed(const struct rp_disks *d)
 
 static void put_entry(struct rp_disks *d, unsigned number, uint32_t kind, uint64_t offset, uint64_t len, const uint8_t *data)
 {
-    uint64_t step = kind == RP_DISK_KIND_WRITE ? ENTRY_MAX : HOLE_MAX;
+    uint64_t step = kind == RP_DISK_KIND_WRITE ? ENTRY_MAX : RP_DISKS_HOLE_BYTES;
 
     for (uint64_t done = 0; done < len; done += step)
         rp_disk_put(&d->log, &(struct rp_disk_entry){.disk = number, .kind = kind, .offset = offset + done, .data = data ? data + done : NULL,
@@ -125,7 +80,7 @@ void rp_disks_keep(struct rp_guard *g, const struct rp_disk_req *r)
 
     if (!d->keeping) {
         if (g->lacks)
-            set_lacking(g, first, last, true);
+            rp_disks_lack(g, first, last, true);
         return;
     }
     put_entry(d, g->number, r->op == RP_DISK_WRITE ? RP_DISK_KIND_WRITE : r->unmap ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_ZERO, r->offset_bytes,
@@ -153,8 +108,7 @@ static void retry_all(struct rp_disks *d)
         }
 }
 
-/* DISK-4: what has been committed need not be remembered. */
-static void take_released(struct rp_disks *d)
+void rp_disks_take_released(struct rp_disks *d)
 {
     uint64_t released = atomic_load(&d->released);
     const struct rp_epoch_blocks *b;
@@ -178,7 +132,7 @@ static void on_wake(void *ctx, uint32_t events)
     (void)events;
     (void)eventfd_read(d->wake_fd, &n);
     d->holding = d->holding && atomic_load(&d->hold_wanted);
-    take_released(d);
+    rp_disks_take_released(d);
 }
 
 /* --- shared disks --- */
@@ -247,8 +201,7 @@ void rp_disks_release(struct rp_disks *d, uint64_t epoch)
         (void)eventfd_write(d->wake_fd, 1);
 }
 
-/* What is kept belongs to the caller now, behind what `out` holds; it is uncommitted. */
-static int take_log(struct rp_disks *d, struct rp_buf *out, struct rp_error *err)
+int rp_disks_take_log(struct rp_disks *d, struct rp_buf *out, struct rp_error *err)
 {
     struct rp_epoch_bytes *c = d->steady && d->log.len ? fifo_push(&d->cuts) : NULL;
 
@@ -281,9 +234,9 @@ int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct 
     d->newest_cut = epoch;
     if (!d->keeping || !out)
         return 0;
-    take_released(d);
+    rp_disks_take_released(d);
     d->epoch = epoch;       /* the first one is not known before */
-    rc = take_log(d, out, err);
+    rc = rp_disks_take_log(d, out, err);
     if (!d->steady) {
         d->steady = true;
         d->first_epoch = d->committed_epoch = epoch;
@@ -292,139 +245,11 @@ int rp_disks_cut(struct rp_disks *d, uint64_t epoch, struct rp_buf *out, struct 
     return rc;
 }
 
-/* --- the copy --- */
-
-static void put_piece(struct rp_guard *g, struct rp_buf *out, uint64_t offset, const uint8_t *data, uint64_t len)
-{
-    for (uint64_t at = 0, n; at < len; at += n) {
-        bool zero = true, first = true;
-
-        /* a run of blocks that are all zero, or all not */
-        for (n = 0; at + n < len; n += RP_DISKS_BLOCK_BYTES) {
-            uint64_t left = len - at - n, block = left < RP_DISKS_BLOCK_BYTES ? left : RP_DISKS_BLOCK_BYTES;
-            const uint8_t *p = data + at + n;
-            bool z = p[0] == 0 && memcmp(p, p + 1, block - 1) == 0;
-
-            if (!first && z != zero)
-                break;
-            zero = z;
-            first = false;
-        }
-        if (n > len - at)
-            n = len - at;
-        rp_disk_put(out, &(struct rp_disk_entry){.disk = g->number, .kind = zero ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_WRITE,
-                                                 .offset = offset + at, .len = (uint32_t)n, .data = zero ? NULL : data + at});
-    }
-}
-
-static uint64_t bytes_of(const struct rp_guard *g, uint64_t first, uint64_t end)
-{
-    uint64_t to = end * RP_DISKS_BLOCK_BYTES;
-
-    return (to < g->lower->size_bytes ? to : g->lower->size_bytes) - first * RP_DISKS_BLOCK_BYTES;
-}
-
-/* Lacking blocks that lie in a hole of the file need not be read. How many, from `first` on; lock held all the time. */
-static uint64_t hole_blocks(struct rp_guard *g, uint64_t first)
-{
-    uint64_t from = first * RP_DISKS_BLOCK_BYTES, len = 0, end = first;
-    bool hole = false;
-
-    if (!g->lower->ops->extent || g->lower->ops->extent(g->lower, from, &hole, &len) < 0 || !hole)
-        return 0;
-    while (lacks(g, end) && bytes_of(g, first, end + 1) <= len && (end - first) < HOLE_MAX / RP_DISKS_BLOCK_BYTES)
-        end++;
-    return rp_guard_busy(g, from, end * RP_DISKS_BLOCK_BYTES) ? 0 : end - first;
-}
-
-/* Reads [first, end) with its range locked. The machine lock is given up while it reads. */
-static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, uint64_t end, struct rp_buf *out, struct rp_error *err)
-{
-    uint64_t from = first * RP_DISKS_BLOCK_BYTES, len = bytes_of(g, first, end);
-    int rc;
-
-    d->piece = g;
-    d->piece_from = from;
-    d->piece_to = from + len;
-    while (rp_guard_busy(g, d->piece_from, d->piece_to))
-        pthread_cond_wait(&d->quiet, d->lock);
-    pthread_mutex_unlock(d->lock);
-    rc = g->lower->ops->read_now(g->lower, d->buf, len, from);
-    pthread_mutex_lock(d->lock);
-    d->piece = NULL;
-    if (rc < 0)
-        rp_error_set(err, rc, "disk %s: cannot be read at %llu to be copied: %s", g->path, (unsigned long long)from, strerror(-rc));
-    else
-        rc = take_log(d, out, err);     /* what was written before comes before */
-    if (rc == 0)
-        set_lacking(g, first, end - 1, false);
-    if (g->waiting) {
-        rp_guard_retry(g);
-        rp_disk_kick(g->lower);
-    }
-    if (rc < 0)
-        return rc;
-    pthread_mutex_unlock(d->lock);
-    put_piece(g, out, from, d->buf, len);
-    pthread_mutex_lock(d->lock);
-    return out->failed ? rp_error_set(err, ENOMEM, "no memory for a disk's copy") : 0;
-}
-
-static int copy_piece(struct rp_disks *d, struct rp_guard *g, struct rp_buf *out, struct rp_error *err)
-{
-    uint64_t first = next_lacking(g, g->scan), end = first, holes = hole_blocks(g, first);
-    int rc = 0;
-
-    if (holes) {
-        rc = take_log(d, out, err);
-        rp_disk_put(out, &(struct rp_disk_entry){.disk = g->number, .kind = RP_DISK_KIND_DISCARD, .offset = first * RP_DISKS_BLOCK_BYTES,
-                                                 .len = (uint32_t)bytes_of(g, first, first + holes)});
-        set_lacking(g, first, first + holes - 1, false);
-        g->scan = first + holes;
-        return rc;
-    }
-    while (lacks(g, end) && (end - first) < RP_DISKS_PIECE_BYTES / RP_DISKS_BLOCK_BYTES)
-        end++;
-    g->scan = end;
-    return read_piece(d, g, first, end, out, err);
-}
-
-static struct rp_guard *lacking_guard(struct rp_disks *d)
-{
-    for (struct rp_guard *g = d->guards; g; g = g->next)
-        if (g->lacks && g->lacking)
-            return g;
-    return NULL;
-}
-
-int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, struct rp_error *err)
-{
-    struct rp_guard *g;
-    int rc, more;
-
-    pthread_mutex_lock(d->lock);
-    take_released(d);
-    rc = take_log(d, out, err);
-    while (rc == 0 && out->len < max_bytes && (g = lacking_guard(d)))
-        rc = copy_piece(d, g, out, err);
-    more = lacking_guard(d) != NULL;
-    pthread_mutex_unlock(d->lock);
-    return rc < 0 ? rc : more;
-}
-
 /* --- runs --- */
-
-/* The next private disk's guard, from `g` on. */
-static struct rp_guard *private_from(struct rp_guard *g)
-{
-    while (g && g->shared)
-        g = g->next;
-    return g;
-}
 
 static int mark_active(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name, struct rp_error *err)
 {
-    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
+    for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next)) {
         struct rp_disk_mark m = {.state = RP_DISK_ACTIVE, .disk = g->number, .term = run->term, .epoch = d->newest_cut, .wall_ns = rp_wall_ns()};
         char path[RP_DISK_PATH_MAX];
         int rc = rp_disk_mark_path(g->path[0] ? g->path : NULL, g->state[0] ? g->state : NULL, ".reprise", path, err);
@@ -440,39 +265,6 @@ static int mark_active(struct rp_disks *d, const struct rp_disk_run *run, const 
     return 0;
 }
 
-static int make_bitmaps(struct rp_disks *d, struct rp_error *err)
-{
-    if (!d->buf && !(d->buf = malloc(RP_DISKS_PIECE_BYTES)))
-        return rp_error_set(err, ENOMEM, "no memory to copy disks");
-    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next))
-        if (!g->lacks && !(g->lacks = calloc(g->blocks / 64 + 1, sizeof(*g->lacks))))
-            return rp_error_set(err, ENOMEM, "no memory to keep track of a disk's blocks");
-    return 0;
-}
-
-/* Lock held: what is to be copied in this run, and the SYNC entries that say so. */
-static void begin_copy(struct rp_disks *d, const struct rp_disk_base *have)
-{
-    struct rp_disk_base from = d->base;
-    bool rest = from.epoch && memcmp(have->sync_id, from.sync_id, sizeof(from.sync_id)) == 0 && have->epoch >= from.epoch &&
-                have->epoch <= d->newest_cut;
-
-    if (!rest) {
-        from.epoch = 0;
-        (void)!getrandom(from.sync_id, sizeof(from.sync_id), 0);
-    }
-    memcpy(d->base.sync_id, from.sync_id, sizeof(from.sync_id));
-    d->base.epoch = 0;          /* until this run's first epoch is committed the copies are nothing */
-    d->sync_bytes = 0;
-    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
-        rp_disk_put_sync(&d->log, g->number, g->lower->size_bytes, &from);
-        if (!rest)
-            lack_all(g);
-        g->scan = 0;
-        d->sync_bytes += g->lacking * RP_DISKS_BLOCK_BYTES;
-    }
-}
-
 int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name, struct rp_error *err)
 {
     int rc = mark_active(d, run, vm_id, vm_name, err);
@@ -480,11 +272,11 @@ int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint
     if (rc < 0)
         return rc;
     pthread_mutex_lock(d->lock);
-    rc = make_bitmaps(d, err);
+    rc = rp_disks_copy_ready(d, err);
     if (rc == 0) {
         rp_buf_reset(&d->log);
         d->log.failed = false;
-        begin_copy(d, &run->have);
+        rp_disks_copy_begin(d, &run->have);
         d->keeping = true;
         d->steady = d->told = false;
         d->epoch = 0;
@@ -498,12 +290,12 @@ void rp_disks_stop(struct rp_disks *d)
     const struct rp_epoch_blocks *b;
 
     pthread_mutex_lock(d->lock);
-    take_released(d);
+    rp_disks_take_released(d);
     /* Not the newest epoch released: one without writes leaves no trace at a standby that is started anew. */
     if (d->keeping && d->steady && atomic_load(&d->released) >= d->first_epoch && !d->log.failed)
         d->base.epoch = d->committed_epoch;
     while ((b = fifo_first(&d->ranges))) {      /* DISK-4 */
-        set_lacking(b->guard, b->first, b->last, true);
+        rp_disks_lack(b->guard, b->first, b->last, true);
         fifo_pop(&d->ranges);
     }
     d->cuts.n = d->cuts.head = 0;
@@ -523,7 +315,7 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
     if (d->ndisks == 0)     /* constant by now; asked before every cut */
         return;
     pthread_mutex_lock(d->lock);
-    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next))
+    for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next))
         left += g->lacking * RP_DISKS_BLOCK_BYTES;
     *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0, .pressed = pressed(d)};
     pthread_mutex_unlock(d->lock);
@@ -531,7 +323,7 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
 
 void rp_disks_ended(struct rp_disks *d)
 {
-    for (struct rp_guard *g = private_from(d->guards); g; g = private_from(g->next)) {
+    for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next)) {
         char path[RP_DISK_PATH_MAX];
         struct rp_error err = {0};
 

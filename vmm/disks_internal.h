@@ -1,4 +1,4 @@
-/* disks_internal.h - what disks.c and the guards share. The machine lock guards everything but `released`. */
+/* disks_internal.h - what disks.c, disks_copy.c and the guards share. The machine lock guards everything but `released`. */
 #ifndef RP_VMM_DISKS_INTERNAL_H
 #define RP_VMM_DISKS_INTERNAL_H
 
@@ -7,6 +7,8 @@
 #include "vmm/machine.h"
 
 #include <stdatomic.h>
+
+#define RP_DISKS_HOLE_BYTES (1ull << 30)        /* at most, of one DISK entry without data */
 
 /* A write, zero or discard between the guest and the host. */
 struct rp_guard_op {
@@ -75,11 +77,28 @@ struct rp_disks {
 };
 
 /* disks.c */
+/* DISK-4: what has been committed need not be remembered. */
+void rp_disks_take_released(struct rp_disks *d);
+/* What is kept belongs to the caller now, behind what `out` holds; it is uncommitted. */
+int rp_disks_take_log(struct rp_disks *d, struct rp_buf *out, struct rp_error *err) RP_MUST_CHECK;
 bool rp_disks_room(struct rp_disks *d, uint64_t bytes);
 void rp_disks_keep(struct rp_guard *g, const struct rp_disk_req *r);    /* DISK-1: `r` has taken effect */
 
 bool rp_disks_held(struct rp_disks *d, uint64_t after);     /* DISK-5: a shared disk's write has to wait */
 void rp_disks_waits(struct rp_disks *d);                    /* one begins to */
+
+/* disks_copy.c */
+void rp_disks_lack(struct rp_guard *g, uint64_t first, uint64_t last, bool lacking);     /* whether copies lack these blocks */
+/* Memory for the copy, and then: what of it this run has to bring to who has `have`, and the SYNC entries that say so. */
+int rp_disks_copy_ready(struct rp_disks *d, struct rp_error *err) RP_MUST_CHECK;
+void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_base *have);
+/* The next private disk's guard, from `g` on. */
+static inline struct rp_guard *rp_disks_private(struct rp_guard *g)
+{
+    while (g && g->shared)
+        g = g->next;
+    return g;
+}
 
 /* guard.c */
 int rp_guard_create(struct rp_disks *d, const struct rp_disk_config *cfg, struct rp_disk *lower, struct rp_guard **out, struct rp_error *err) RP_MUST_CHECK;

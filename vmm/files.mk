@@ -35,6 +35,7 @@ vmm_SRCS += \
 	vmm/disk_nbd.c \
 	vmm/disk_raw.c \
 	vmm/disks.c \
+	vmm/disks_copy.c \
 	vmm/gate.c \
 	vmm/net.c \
 	vmm/net_dgram.c \
