@@ -29,6 +29,7 @@ replicator_SRCS := \
 	replicator/link_sink.c \
 	replicator/policy.c \
 	replicator/protect.c \
+	replicator/protect_run.c \
 	replicator/rdma_cm.c \
 	replicator/rdma_conn.c \
 	replicator/rdma_mem.c \
