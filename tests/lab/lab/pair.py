@@ -30,6 +30,20 @@ class Side:
     def background(self, script):
         return self.host.background(self._there(script))
 
+    def _signal_monitors(self, name):
+        self.host.run(f"""for p in $(pgrep -x reprise); do
+            grep -qzx 'REPRISE_RUNTIME_DIR=/run/reprise-{self.name}' /proc/$p/environ && kill -{name} $p
+        done; true""")
+
+    def hang(self):
+        """Freeze the side's monitors: what they have connected stays open and is silent."""
+        self.host.lab.log(f"{self}: hangs")
+        self._signal_monitors("STOP")
+
+    def resume(self):
+        self.host.lab.log(f"{self}: goes on")
+        self._signal_monitors("CONT")
+
     def kernel_log_must_be_clean(self):
         self.host.kernel_log_must_be_clean()
 

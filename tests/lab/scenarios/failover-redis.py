@@ -1,12 +1,12 @@
 """A protected Debian guest with redis survives its host: the client's connections live on, nothing acknowledged is lost.
 
 Issue "the main job", must hold 1. transport=rdma|tcp, lease=file|etcd|none, fault=power|process|hang|cut|isolate|switch|standby,
-rounds=N (1; the roles change after each round, and the old host becomes the standby), hosts=1: both sides on one host (process, switch, standby).
+rounds=N (1; the roles change after each round, and the old host becomes the standby), hosts=1: both sides on one host (process, hang, switch, standby).
 
 cut: the hosts do not reach each other, but both reach the lease: the primary goes on, and is protected again afterwards.
 switch: no fault, but `reprise failover`: a planned switchover. standby: the standby is killed, and another one takes its place
 (on-loss=pause: until then the guest stands).
-isolate (lease=etcd): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
+isolate (lease=etcd, whatever is said): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
 import json
 import time
@@ -101,7 +101,7 @@ def run(lab):
     fault = lab.word("fault", "power")
     a, b = sides(lab)
     client = lab.client()
-    lease = lab.word("lease", "file")
+    lease = "etcd" if fault == "isolate" else lab.word("lease", "file")
     if lease == "etcd":
         start_etcd(lab, client)
     lab.record(snap_bytes=64)
