@@ -28,7 +28,9 @@ class Redis:
     def __init__(self, host, port, timeout_s):
         self.socket = socket.create_connection((host, port), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A guest that is up for seconds between minutes of being moved would not meet a connection that has backed off to two minutes.
+        # A guest that is up for seconds between minutes of being moved would not meet a connection that has backed off to two minutes. With
+        # a try each second the usual number of tries is over in 15: it is the time that counts.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
         except OSError:
