@@ -38,6 +38,14 @@ int rp_queue_push(struct rp_queue *q, void *item)
     return rc;
 }
 
+bool rp_queue_full(struct rp_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    bool full = q->count == q->cap && !q->closed;
+    pthread_mutex_unlock(&q->lock);
+    return full;
+}
+
 void *rp_queue_pop(struct rp_queue *q)
 {
     void *item = NULL;

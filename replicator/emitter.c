@@ -22,6 +22,8 @@ struct rp_emitter {
     bool started;               /* engine thread: to be joined */
     struct rp_queue queue;
     _Atomic bool abandoned;
+    _Atomic bool awaited;       /* the engine waits for room in the queue */
+    _Atomic uint64_t pending;   /* messages pushed and not emitted */
     _Atomic uint64_t disk_queued, disk_emitted, live_queued, bytes;
     struct { _Atomic uint64_t sent_pages, equal_pages, wire_bytes; } synced;    /* of the first epoch; wire_bytes last */
 
@@ -239,12 +241,15 @@ static void *emitter_main(void *arg)
     rp_thread_nice(RP_NICE_BEHIND);
     while ((msg = rp_queue_pop(&m->queue))) {
         struct rp_error err = {0};
+        if (atomic_exchange(&m->awaited, false))
+            m->cfg.wake(m->cfg.ctx);
         int rc = atomic_load(&m->abandoned) ? 0 : emit_message(m, msg, &err);
         if (rc < 0 && !atomic_load(&m->abandoned)) {
             rp_error_wrap(&err, "epoch %llu", (unsigned long long)msg->epoch);
             m->cfg.fail(m->cfg.ctx, rc, &err);
         }
         rp_message_free(msg);
+        atomic_fetch_sub(&m->pending, 1);
     }
     pthread_mutex_lock(&m->lock);
     m->cpu_ended_ns = rp_clock_read(CLOCK_THREAD_CPUTIME_ID);
@@ -322,11 +327,26 @@ int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_erro
         atomic_fetch_add(&m->disk_queued, msg->disk.len);
     if (is_live(msg))
         atomic_fetch_add(&m->live_queued, msg->n);
+    atomic_fetch_add(&m->pending, 1);
     if (rp_queue_push(&m->queue, msg) < 0) {
+        atomic_fetch_sub(&m->pending, 1);
         rp_message_free(msg);
         return rp_error_set(err, EPIPE, "the emitter has ended");
     }
     return 0;
+}
+
+bool rp_emitter_full(struct rp_emitter *m)
+{
+    if (!rp_queue_full(&m->queue))
+        return false;
+    atomic_store(&m->awaited, true);
+    return rp_queue_full(&m->queue);
+}
+
+uint64_t rp_emitter_pending(const struct rp_emitter *m)
+{
+    return atomic_load(&m->pending);
 }
 
 void rp_emitter_close(struct rp_emitter *m)

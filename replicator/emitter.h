@@ -50,6 +50,10 @@ int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **o
 int rp_emitter_start(struct rp_emitter *m, struct rp_error *err) RP_MUST_CHECK;
 /* Takes `msg` in any case. Blocks while too many wait (more than the arena can fill). -EPIPE once closed. */
 int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err) RP_MUST_CHECK;
+/* Nothing can be pushed now without waiting; `wake` is called when that changes. Engine thread. */
+bool rp_emitter_full(struct rp_emitter *m);
+/* Messages pushed and not emitted yet. Any thread. */
+uint64_t rp_emitter_pending(const struct rp_emitter *m);
 /* What is queued is still emitted, nothing more is taken. Any thread. */
 void rp_emitter_close(struct rp_emitter *m);
 /* What is queued is thrown away, and nothing more is taken: the run is over. Any thread; does not wake a sink that blocks. */

@@ -105,7 +105,7 @@ static void sample(struct rp_engine *e, uint64_t now, struct rp_sample *s)
         .now_ns = now, .wire_bytes = rp_emitter_bytes(e->emitter), .committed = committed, .put_off = atomic_load(&e->put_off),
         .cpu_ns = rp_clock_read(CLOCK_THREAD_CPUTIME_ID) + rp_emitter_cpu_ns(e->emitter) + rp_pool_cpu_ns(e->capture_pool) +
                   rp_engine_cow_cpu_ns(e),
-        .outstanding = cut != committed || atomic_load(&e->state) == RP_ENGINE_SYNCING,
+        .outstanding = cut != committed || rp_emitter_pending(e->emitter) || atomic_load(&e->state) == RP_ENGINE_SYNCING,
         .dirty_pages = rp_pageset_count(&e->capture.pending), .slots = rp_arena_slots(e->arena)};
     if (cut != committed)
         s->oldest_cut_ns = atomic_load(&e->flight[(committed + 1) % RP_COMMIT_RING].cut_ns);

@@ -21,6 +21,19 @@ static int hand_over(struct rp_engine *e, struct rp_message *m, struct rp_error 
     if (!m)
         return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
     m->epoch = e->epoch;
+    /* Not in the queue's own wait: whoever waits has to notice that the sink takes nothing any more, or that the run is to end (INV-5). */
+    while (rp_emitter_full(e->emitter) && !rp_engine_over(e)) {
+        rp_engine_wait_for(e, rp_clock_ns() + TICK_NS);
+        int late = rp_engine_govern(e, false, err);
+        if (late < 0) {
+            rp_message_free(m);
+            return late;
+        }
+    }
+    if (rp_engine_over(e)) {
+        rp_message_free(m);
+        return -ECANCELED;
+    }
     return rp_emitter_push(e->emitter, m, err);
 }
 

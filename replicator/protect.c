@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define REFUSED_MAX 6u          /* doublings of the time between two attempts */
+
 const char *rp_protect_state_name(enum rp_protect_state s)
 {
     static const char *const names[] = {"off", "leasing", "connecting", "syncing", "protected", "unprotected", "paused", "switched"};
@@ -140,6 +142,7 @@ static void end_protection(struct rp_protect *p)
 static void keep_protected(struct rp_protect *p)
 {
     bool first = true;
+    unsigned refused = 0;       /* in a row: what was sent, after it had travelled; each time it is tried again later */
     while (!rp_protect_stopping(p)) {
         struct rp_error err = {0};
         struct rp_sink *sink;
@@ -160,7 +163,8 @@ static void keep_protected(struct rp_protect *p)
         pthread_mutex_unlock(&p->lock);
         if (switching)
             rp_protect_switch_done(p, -EPIPE, &err);
-        pause_ms(p, p->cfg.retry_ms);
+        refused = err.code == -EPROTO && refused < REFUSED_MAX ? refused + 1 : err.code == -EPROTO ? refused : 0;
+        pause_ms(p, p->cfg.retry_ms << refused);
         try_outputs(p);
     }
 }

@@ -186,6 +186,11 @@ enum rp_protect_verdict rp_protect_run(struct rp_protect *p, struct rp_sink *sin
     struct rp_engine *e;
     cfg.first_epoch = p->next_epoch;
     cfg.term = o->term ? o->term(o->ctx) : 0;
+    if (o->term && !cfg.term) {         /* a standby that knows no term would follow any */
+        rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease is not held now");
+        not_dead(sink, cfg.first_epoch - 1);
+        return RP_PROTECT_LOST;
+    }
     cfg.disks = true;
     cfg.have = rp_link_sink_disks(sink);
     struct rp_hash128 *held = rp_link_sink_take_held(sink, &p->why_full);

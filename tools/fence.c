@@ -28,6 +28,7 @@ struct rp_fence {
     uint64_t turn;              /* lock: grows with each change of state: "the same state" may be another one */
     uint64_t follow;            /* lock: WAITING: the term that has to precede ours; 0: any */
     uint64_t term;              /* lock: ours when HELD, else the newest seen */
+    uint64_t losses;            /* lock */
     uint64_t deadline_ns;       /* lock: of the outputs */
     struct rp_machine *machine; /* lock */
     char holder[64];            /* lock */
@@ -87,6 +88,7 @@ static void on_lost(void *ctx, const struct rp_error *why)
     struct rp_fence *f = ctx;
     pthread_mutex_lock(&f->lock);
     set_state(f, RP_FENCE_LOST);
+    f->losses++;
     f->why = *why;
     pthread_mutex_unlock(&f->lock);
     emit_reason(f, "LEASE_LOST", why->text);
@@ -160,6 +162,17 @@ static bool passed_by(const struct rp_fence *f, uint64_t follow, const struct rp
     return !f->none && follow && (h->term > follow + 1 || (h->term == follow + 1 && strcmp(h->owner, f->lease->owner) != 0));
 }
 
+/* A term that we claimed before, and did not hear of or lost: nobody has run anything under it, so it is the one to follow. */
+static uint64_t own_term(struct rp_fence *f, uint64_t follow, const struct rp_lease_holder *h)
+{
+    if (f->none || !follow || h->term <= follow)
+        return follow;
+    pthread_mutex_lock(&f->lock);
+    f->follow = h->term;
+    pthread_mutex_unlock(&f->lock);
+    return h->term;
+}
+
 /* One attempt to follow. Returns the ms until the next; 0: decided. */
 static unsigned try_once(struct rp_fence *f, uint64_t follow)
 {
@@ -172,6 +185,8 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     if (rc == 0) {
         note_holder(f, &h);
         behind = passed_by(f, follow, &h);
+        if (!behind)
+            follow = own_term(f, follow, &h);
     }
     if (rc == 0 && !behind)
         rc = rp_lease_try(f->lease, &g, &again_ns, &why);
@@ -447,6 +462,14 @@ uint64_t rp_fence_term(struct rp_fence *f)
     uint64_t term = f->state == RP_FENCE_HELD ? f->term : 0;
     pthread_mutex_unlock(&f->lock);
     return term;
+}
+
+uint64_t rp_fence_losses(struct rp_fence *f)
+{
+    pthread_mutex_lock(&f->lock);
+    uint64_t losses = f->losses;
+    pthread_mutex_unlock(&f->lock);
+    return losses;
 }
 
 bool rp_fence_is_none(const struct rp_fence *f)

@@ -73,6 +73,8 @@ int rp_fence_yield(struct rp_fence *f, struct rp_error *err) RP_MUST_CHECK;
 
 enum rp_fence_state rp_fence_state(struct rp_fence *f);
 uint64_t rp_fence_term(struct rp_fence *f);     /* when HELD, else 0 */
+/* How often a held lease was lost: it may be held again, under another term, before anybody has looked. */
+uint64_t rp_fence_losses(struct rp_fence *f);
 bool rp_fence_is_none(const struct rp_fence *f);
 void rp_fence_info(struct rp_fence *f, struct rp_fence_info *out);
 

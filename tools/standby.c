@@ -33,15 +33,19 @@ enum rp_standby_state rp_standby_state(struct rp_standby *s)
     return state;
 }
 
+static int new_entry(struct rp_standby *s, struct rp_error *err);
+
 /* --- the serving thread --- */
 
 /* S2 */
 static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
 {
     struct rp_standby *s = ctx;
-    (void)hello;
     if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");
+    /* No epoch is held, or it would have been refused already: a machine that was made for another VM goes. */
+    if (s->machine && memcmp(rp_machine_cfg(s->machine)->vm_id, hello->vm_id, sizeof(hello->vm_id)) != 0 && new_entry(s, err) < 0)
+        return err->code;
     pthread_mutex_lock(&s->lock);
     snprintf(s->peer, sizeof(s->peer), "%s", peer);
     pthread_mutex_unlock(&s->lock);

@@ -54,6 +54,8 @@ static int settle_with_source(struct rp_standby *s, struct rp_error *err)
     struct rp_error why = {0};
     if (!s->outcome.switching)
         return 0;
+    if (s->outcome.end == RP_LINK_FINAL && rp_fence_term(f) == 0)
+        return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease was lost before the VM could run here");
     int rc = s->outcome.end == RP_LINK_FINAL ? rp_link_recv_running(s->recv, ANSWER_MS, &why) : -EPIPE;
     if (rc == 0)
         return 0;
@@ -61,12 +63,14 @@ static int settle_with_source(struct rp_standby *s, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_REFUSED, rc, "without a lease only the source's answer can say that it stays down: %s", why.text);
     while ((rc = rp_fence_disown(f, err)) < 0 && rc != -ESTALE)
         nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
-    return rc;
+    /* Lost on the way. A source that is dead takes nothing back: this is the VM, its outputs shut until the lease is had again. */
+    return rc == -ESTALE && s->outcome.end != RP_LINK_FINAL ? 0 : rc;
 }
 
 static int run_here(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_vm *vm = s->vm;
+    vm->fence_losses = rp_fence_losses(vm->fence);
     vm->fence_taken = true;
     rp_fence_bind(vm->fence, vm->machine);
     int rc = s->o->paused ? 0 : rp_machine_resume(vm->machine, err);

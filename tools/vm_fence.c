@@ -33,6 +33,11 @@ static void go_on(struct rp_vm *vm)
     struct rp_error err = {0};
     rp_events_emit(vm->events, vm->epoch, "LEASE_REGAINED", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
     rp_protection_restart(vm);
+    if (!rp_protection_active(vm) || rp_protection_ending(vm)) {
+        /* Protection that was ended while the lease was lost could not open the outputs (F3). Nothing of the term before can be run now. */
+        struct rp_source *src = rp_machine_source(vm->machine);
+        src->ops->gate(src, false);
+    }
     if (vm->fence_paused && rp_machine_resume(vm->machine, &err) < 0)
         rp_log(RP_LOG_ERROR, "the lease is held again, and the VM cannot go on: %s", err.text);
     vm->fence_paused = false;
@@ -57,16 +62,16 @@ static void on_readable(void *ctx)
         rp_standby_on_fence(vm);
     if (vm->standby || !vm->fence_taken)
         return;
+    uint64_t losses = rp_fence_losses(vm->fence);
     switch (rp_fence_state(vm->fence)) {
     case RP_FENCE_LOST:
     case RP_FENCE_WAITING:
-        vm->fence_lost = true;
         stand_still(vm);
         break;
-    case RP_FENCE_HELD:
-        if (vm->fence_lost)
+    case RP_FENCE_HELD:         /* perhaps lost and held again since the last look */
+        if (losses != vm->fence_losses)
             go_on(vm);
-        vm->fence_lost = false;
+        vm->fence_losses = losses;
         break;
     case RP_FENCE_BEHIND:
         if (!rp_protection_switched(vm))
@@ -113,6 +118,7 @@ int rp_vm_fence_take(struct rp_vm *vm, struct rp_error *err)
     if (!vm->fence || vm->fence_taken)
         return 0;
     rp_fence_info(vm->fence, &info);
+    vm->fence_losses = rp_fence_losses(vm->fence);
     /* A holder that has died is waited for; one that lives is not. */
     int rc = rp_fence_take(vm->fence, (int)(info.ttl_ms + rp_lease_margin_ns(info.ttl_ms) / 1000000u + info.ttl_ms / 4 + 100), err);
     if (rc < 0)

@@ -14,6 +14,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#define UNCUT_S 5               /* that a reset from outside waits for the end of a cut */
+
 static void set_state(struct rp_machine *m, enum rp_run_state state)
 {
     /* Pairs with rp_machine_state: `failure` is written before. */
@@ -89,9 +91,12 @@ void rp_machine_ask(struct rp_machine *m, unsigned what)
     (void)!write(m->ask_fd, &one, sizeof one);
 }
 
+static int reset(struct rp_machine *m, bool patient, struct rp_error *err);
+
 static void serve_asks(struct rp_machine *m, unsigned asks)
 {
     struct rp_error err = {0};
+    int rc;
 
     if (asks & RP_ASK_FAILED) {
         pthread_mutex_lock(&m->control);
@@ -109,7 +114,8 @@ static void serve_asks(struct rp_machine *m, unsigned asks)
         end_machine(m, RP_VM_SHUTDOWN);
         pthread_mutex_unlock(&m->control);
     } else if (asks & RP_ASK_RESET) {
-        if (rp_machine_reset(m, &err) < 0) {
+        rc = reset(m, true, &err);
+        if (rc < 0 && rc != -EBUSY) {
             pthread_mutex_lock(&m->control);
             snprintf(m->failure, sizeof m->failure, "reset: %.180s", err.text);
             rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%.120s\"}", m->failure);
@@ -241,14 +247,29 @@ int rp_machine_power_on(struct rp_machine *m, struct rp_error *err)
     return rc;
 }
 
-int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
+/* Control held. A cut is over in a moment, unless it is a switchover's: then nobody may ever resume. */
+static int wait_uncut(struct rp_machine *m, bool patient, struct rp_error *err)
 {
-    int rc = 0;
+    struct timespec until;
+    int late = 0;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += UNCUT_S;
+    while (m->cut && !m->going && late == 0)
+        late = patient ? pthread_cond_wait(&m->uncut, &m->control) : pthread_cond_timedwait(&m->uncut, &m->control, &until);
+    return m->cut ? rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the VM stands still: it is being handed over") : 0;
+}
+
+/* `patient`: for as long as it takes, but not longer than the machine is there. */
+static int reset(struct rp_machine *m, bool patient, struct rp_error *err)
+{
+    int rc;
 
     pthread_mutex_lock(&m->control);
-    while (m->cut)
-        pthread_cond_wait(&m->uncut, &m->control);
-    if (ended(m)) {
+    rc = wait_uncut(m, patient, err);
+    if (rc < 0) {
+        /* who goes, or is handed over, is not reset */
+    } else if (ended(m)) {
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
     } else if (!m->cfg.kernel) {
         rc = rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "no kernel was given to this process: it can go on, but not start anew");
@@ -267,6 +288,11 @@ int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
     }
     pthread_mutex_unlock(&m->control);
     return rc;
+}
+
+int rp_machine_reset(struct rp_machine *m, struct rp_error *err)
+{
+    return reset(m, false, err);
 }
 
 void rp_machine_quit(struct rp_machine *m)
@@ -305,6 +331,10 @@ static void drain(struct rp_machine *m)
 /* Everything that runs stops, in the reverse of bring_up. */
 static void bring_down(struct rp_machine *m)
 {
+    pthread_mutex_lock(&m->control);
+    m->going = true;
+    pthread_cond_broadcast(&m->uncut);
+    pthread_mutex_unlock(&m->control);
     if (m->asker_started) {
         rp_machine_ask(m, RP_ASK_STOP);
         pthread_join(m->asker, NULL);

@@ -69,10 +69,11 @@ struct rp_machine {
     struct rp_vmgenid *vmgenid;         /* in devices too */
 
     pthread_mutex_t control;            /* who starts, stops, cuts, resets */
-    pthread_cond_t uncut;               /* cut became false */
+    pthread_cond_t uncut;               /* cut became false, or going true */
     _Atomic int state;                  /* enum rp_run_state; written with control held */
     bool started;                       /* control: threads are up */
     bool cut;                           /* control: between a source's cut and resume */
+    bool going;                         /* control: it is being destroyed; a cut that is left open stays so */
 
     bool announce_due;                  /* control: it was entered elsewhere, and has not run yet */
     bool running;                       /* control: the vCPUs were told to go */

@@ -5,6 +5,7 @@
 #include "tools/fence.h"
 
 #include "core/fault.h"
+#include "replicator/lease.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -165,6 +166,33 @@ Test(fence, F1_lost_and_held_again_when_nobody_was_in_between)
 }
 
 /* Likewise, but the standby was faster: the old holder is behind for good. */
+/* A claim that was granted and whose answer was lost: the term is gone, and nobody else has had it. */
+Test(fence, F2_a_term_of_ones_own_is_nobody_elses)
+{
+    struct rp_fence *a = open_fence("a"), *b = open_fence("b");
+    struct rp_lease *claim;
+    struct rp_lease_grant g = {0};
+    struct rp_error err = {0};
+    char where[100];
+    cr_assert_eq(rp_fence_take(a, 0, &err), 0, "%s", err.text);
+    uint64_t term = rp_fence_term(a);
+    rp_fence_close(a);                      /* dies */
+    snprintf(where, sizeof(where), "file:%s", dir);
+    struct rp_lease_config cfg = {.where = where, .vm_name = "vm", .owner = "b", .ttl_ms = TTL_MS};
+    cr_assert_eq(rp_lease_open(&cfg, &claim, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(claim, LONG_MS, NULL, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(g.term, term + 1);
+    rp_lease_destroy(claim);                /* b never heard of it */
+    rp_fence_follow(b, term);
+    for (unsigned ms = 0; ms < LONG_MS && rp_fence_state(b) == RP_FENCE_WAITING; ms += 5)
+        usleep(5000);
+    struct rp_fence_info info;
+    rp_fence_info(b, &info);
+    cr_assert_eq(info.state, RP_FENCE_HELD, "%s", info.why);
+    cr_assert_eq(rp_fence_losses(b), 0u);
+    rp_fence_close(b);
+}
+
 Test(fence, F1_lost_and_behind_when_somebody_has_taken_over)
 {
     struct rp_fence *a = open_fence("a"), *b = open_fence("b");

@@ -365,6 +365,7 @@ Test(machine, what_fails_at_a_cut_or_an_entry_leaves_the_source_running, .timeou
     arm(NULL);
     wait_beats(m, 0, 5);
     cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_reset(m, &err), -EBUSY, "a VM that stands for a switchover may never be resumed: who asks is not to wait for it");
     cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
     arm("load-section:3");      /* no concern of a rehearsal */

@@ -164,6 +164,23 @@ Test(pressure, INV5_a_sink_that_takes_nothing_is_given_up)
     end(&b, -ETIMEDOUT);
 }
 
+/* The same while a cut is put off because the arena is full: what waits is pages of the open epoch, and the emitter's queue is full. */
+Test(pressure, INV5_a_sink_that_stops_while_the_guest_outruns_it_is_given_up)
+{
+    struct synth_config guest = {.ram_bytes = 512ull << 20, .ws_pages = 60000, .pages_s = 0, .bytes = 4096, .content = SYNTH_NOISE};
+    struct rp_engine_config cfg = {.goal = {.epoch_ns = 20000000, .stall_ns = 1500000000, .bandwidth_bytes_s = 60u << 20}};
+    struct bed b;
+    begin(&b, &guest, &cfg, false);
+    for (unsigned i = 0; i < 100 && st.cuts_put_off == 0; i++)
+        watch(b.engine, b.guest, "outrun", 50);
+    cr_assert_gt(st.cuts_put_off, 0);
+    crawl_stall(&b.sink, true);
+    for (unsigned i = 0; i < 600 && st.state != RP_ENGINE_FAILED; i++)
+        watch(b.engine, b.guest, "stalled", 50);
+    cr_assert_eq(st.state, RP_ENGINE_FAILED, "a sink that takes nothing holds the outputs for ever");
+    end(&b, -ETIMEDOUT);
+}
+
 /* More is dirtied than a limited link can carry: vCPUs are slowed down until it can, and every epoch is right. */
 Test(pressure, INV5_a_guest_that_outruns_the_link_is_throttled)
 {

@@ -188,6 +188,32 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
     standby_free(&s);
 }
 
+static uint64_t no_term(void *ctx)
+{
+    (void)ctx;
+    return 0;
+}
+
+/* A run while the lease is lost would give its standby an epoch of no term, which it could enter after anybody's. */
+Test(protect, F2_nothing_is_sent_while_no_lease_is_held)
+{
+    struct standby s;
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    struct rp_protect_config cfg = {.engine.goal.epoch_ns = 2000000, .retry_ms = 50, .owner.term = no_term};
+    listen_for_primary(&s);
+    cfg.link.uri = s.uri;
+    fake_start(&fake, 64, 20, 500);
+    cr_assert_eq(rp_events_create(64, &events), 0);
+    cr_assert_eq(rp_protect_start(&fake.base, events, &cfg, false, &p, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_protect_wait(p, LONG_MS, &err), 0);
+    cr_assert(strstr(err.text, "the lease is not held"), "%s", err.text);
+    standby_join(&s);
+    cr_assert_eq(rp_image_epoch(s.image), 0u);
+    end(p);
+    standby_free(&s);
+}
+
 /* A VM whose protection could not begin anew has none: ending it once more does nothing. */
 Test(protect, none_is_over)
 {
