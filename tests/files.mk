@@ -49,6 +49,7 @@ $(BUILD)/tests/unit/test_golden: | $(GOLDEN)
 unit_SRCS += tests/unit/test_virtio_console.c
 unit_SRCS += tests/unit/test_chardev.c
 unit_SRCS += tests/unit/test_virtio_vsock.c
+unit_SRCS += tests/unit/test_serial_rtc.c
 unit_SRCS += tests/unit/test_no_lost_page.c
 unit_SRCS += tests/unit/test_fence.c
 unit_SRCS += tests/unit/test_boot.c

@@ -47,6 +47,7 @@ struct rp_machine {
     struct rp_machine_config cfg;       /* constant after creation; strings owned */
     struct rp_events *events;           /* borrowed, may be NULL */
     int kvmfd, vmfd;
+    uint32_t host_tsc_khz;              /* constant after creation; 0: unknown, or KVM cannot have the processor scale it */
     struct rp_guest_ram *ram;           /* owned */
     struct rp_machine_state st;         /* constant after creation */
     struct rp_buf st_bytes;             /* control: st encoded, once */
@@ -87,7 +88,7 @@ struct rp_machine {
 
     struct rp_source source;
     uint64_t newest_epoch;              /* control */
-    uint64_t history_saved;             /* the source's thread: events there were when the history went into an epoch */
+    uint64_t history_saved, history_epoch;  /* the source's thread: events there were when the history went into an epoch, and which that was */
 };
 
 /* machine_make.c */

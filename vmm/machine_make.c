@@ -187,6 +187,10 @@ static int make_vcpus(struct rp_machine *m, struct rp_error *err)
 
     if (rc == 0)
         rc = rp_vcpus_create(&c, &m->vcpus, err);
+    if (rc == 0 && ioctl(m->kvmfd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0) {
+        int khz = ioctl(m->vcpus->v[0].fd, KVM_GET_TSC_KHZ, 0);
+        m->host_tsc_khz = khz > 0 ? (uint32_t)khz : 0;
+    }
     for (unsigned i = 0; i < m->cfg.vcpus && rc == 0; i++)
         rc = rp_cpuid_apply(&m->st.cpuid, m->vcpus->v[i].fd, i, err);
     if (rc == 0)

@@ -15,6 +15,7 @@
 
 #define MSR_KVM_SYSTEM_TIME_NEW 0x4b564d01u
 #define PVCLOCK_BYTES 32u       /* struct pvclock_vcpu_time_info */
+#define TSC_TOLERANCE_PPM 250u  /* KVM's default: less apart is left as it is */
 
 static int validate(const void *state, struct rp_error *err)
 {
@@ -60,6 +61,18 @@ static int add(struct rp_sections *out, const struct rp_state_table *t, uint32_t
     return rc < 0 ? rp_error_set(err, rc, "%s: out of memory", t->name) : 0;
 }
 
+/* Ticks of the host's TSC as the guest counts them. They differ where KVM has the processor scale them: for a guest from a host of another
+ * frequency, when the difference is beyond what KVM lets pass. */
+static uint64_t as_guest_counts(const struct rp_machine *m, uint64_t host_tsc)
+{
+    int khz = m->host_tsc_khz ? ioctl(m->vcpus->v[0].fd, KVM_GET_TSC_KHZ, 0) : 0;
+    uint64_t apart = khz <= 0 ? 0 : (uint64_t)(khz > (int)m->host_tsc_khz ? khz - (int)m->host_tsc_khz : (int)m->host_tsc_khz - khz);
+
+    if (apart * 1000000u <= (uint64_t)TSC_TOLERANCE_PPM * m->host_tsc_khz)
+        return host_tsc;
+    return (uint64_t)((unsigned __int128)host_tsc * (unsigned)khz / m->host_tsc_khz);
+}
+
 int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *guest_ns, struct rp_error *err)
 {
     struct rp_clock_state clock;
@@ -87,9 +100,10 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
         rc = add(out, &rp_clock_table, 0, &clock, err);
     for (unsigned i = 0; i < m->vcpus->n && rc == 0; i++) {
         struct rp_vcpu_state *s = m->vcpus->v[i].state;
-        s->tsc += clock.host_tsc;   /* offset + host TSC of that instant */
+        uint64_t counted = as_guest_counts(m, clock.host_tsc);
+        s->tsc += counted;          /* offset + host TSC of that instant */
         rc = add(out, &rp_vcpu_table, i, s, err);
-        s->tsc -= clock.host_tsc;
+        s->tsc -= counted;
     }
     if (rc == 0)
         *guest_ns = clock.kvmclock_ns;
@@ -233,7 +247,7 @@ static int enter_vcpus(struct rp_machine *m, const struct rp_sections *s, struct
         if (rc == 0 && clock.tsc_khz && khz > 0 && (uint32_t)khz != clock.tsc_khz)
             (void)ioctl(v->fd, KVM_SET_TSC_KHZ, (long)clock.tsc_khz);
         if (rc == 0)
-            rc = load_vcpu(m, i, st, st->tsc + advance - host_tsc, err);
+            rc = load_vcpu(m, i, st, st->tsc + advance - as_guest_counts(m, host_tsc), err);
         if (rc < 0)
             rp_error_wrap(err, "vcpu %u", i);
     }

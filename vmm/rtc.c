@@ -21,6 +21,7 @@ enum { SEC = 0, SEC_ALARM, MIN, MIN_ALARM, HOUR, HOUR_ALARM, WDAY, MDAY, MON, YE
 #define C_UF 0x10u
 #define D_VALID 0x80u
 #define NS 1000000000ull
+#define DAY_S 86400u
 #define UPDATE_NS 244000u   /* the update cycle: A's UIP is set for that long before the second turns */
 
 struct rp_rtc_state {
@@ -154,6 +155,17 @@ static void raise_irq(struct rtc *d, uint8_t flags)
         rp_irq_line(d->irqs, RP_RTC_IRQ, true);
 }
 
+/* Was one of the seconds that have begun since the last look the alarm's? */
+static bool alarm_passed(struct rtc *d, uint64_t now_s)
+{
+    uint64_t from = d->next_second + DAY_S > now_s ? d->next_second : now_s - DAY_S;
+
+    for (uint64_t t = from; t <= now_s; t++)
+        if (alarm_due(d, t))
+            return true;
+    return false;
+}
+
 static void tick(void *ctx)
 {
     struct rtc *d = ctx;
@@ -161,7 +173,7 @@ static void tick(void *ctx)
     uint8_t b = d->s.cmos[REG_B], flags = 0;
 
     if ((b & (B_UIE | B_AIE)) && now / NS >= d->next_second)
-        flags |= C_UF | (alarm_due(d, now / NS) ? C_AF : 0);
+        flags |= C_UF | (alarm_passed(d, now / NS) ? C_AF : 0);
     if ((b & B_PIE) && now >= d->next_period)
         flags |= C_PF;
     if (flags)
@@ -247,14 +259,22 @@ static int load(void *dev, const struct rp_section *sec, struct rp_error *err)
     if (s.index > 127)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "rtc: index %u", s.index);
     d->s = s;
+    d->next_second = (uint64_t)(s.wall_ns + s.offset_ns) / NS + 1;
     if (!d->follow)     /* its clock goes on from where it was */
         d->s.offset_ns += s.wall_ns - rp_wall_ns();
     return 0;
 }
 
+/* Seconds that began while it stood still, or was on its way here, are caught up with. */
 static void start(void *dev)
 {
-    rearm(dev);
+    struct rtc *d = dev;
+    uint8_t b = d->s.cmos[REG_B];
+
+    if ((b & (B_UIE | B_AIE)) && !(b & B_SET) && now_ns(d) / NS >= d->next_second)
+        tick(d);
+    else
+        rearm(d);
 }
 
 static void stop(void *dev)

@@ -53,6 +53,8 @@ static int validate(const void *state, struct rp_error *err)
 
     if (s->thre_pending > 1)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "serial: thre_pending is %u", s->thre_pending);
+    if (s->rx_len > (s->fcr & FCR_ENABLE ? FIFO : 1u))
+        return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "serial: %u bytes received, more than it holds", s->rx_len);
     return 0;
 }
 

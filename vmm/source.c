@@ -64,13 +64,15 @@ static void uncut(struct rp_machine *m)
 }
 
 /* INV-7: the history travels with the VM, in the first epoch and in each one that has news. */
-static int save_history(struct rp_machine *m, struct rp_sections *out, struct rp_error *err)
+static int save_history(struct rp_machine *m, uint64_t epoch, struct rp_sections *out, struct rp_error *err)
 {
     uint64_t count = m->events ? rp_events_count(m->events) + 1 : 0;
     int rc = 0;
 
-    if (count != m->history_saved)
+    if (m->events && (count != m->history_saved || epoch == m->history_epoch)) {     /* a cut that was put off comes again */
         rc = rp_events_save(m->events, out);
+        m->history_epoch = epoch;
+    }
     m->history_saved = count;
     return rc < 0 ? rp_error_set(err, rc, "history: out of memory") : 0;
 }
@@ -94,7 +96,7 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     c->wall_ns = rp_wall_ns();
     rc = rp_machine_save(m, c->sections, &c->guest_ns, err);
     if (rc == 0)
-        rc = save_history(m, c->sections, err);
+        rc = save_history(m, c->epoch, c->sections, err);
     if (rc == 0)
         rc = rp_dirty_harvest(m->dirty, c->dirty, err);
     if (rc == 0)

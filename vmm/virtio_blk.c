@@ -309,11 +309,12 @@ static void on_notify(void *dev, unsigned n)
     struct rp_virtio_blk *b = dev;
     struct rp_virtq *q = rp_virtio_queue(&b->v, n);
     struct rp_error err = {0};
+    unsigned burst = 0;
     int rc = 0;
 
     do {
         rp_virtq_want_kicks(q, false);
-        while (rp_virtio_ready(&b->v, n) && !full(b) && (rc = rp_virtq_pop(q, &b->chain, &err)) == 1) {
+        while (rp_virtio_ready(&b->v, n) && !full(b) && burst++ < QUEUE_SIZE && (rc = rp_virtq_pop(q, &b->chain, &err)) == 1) {
             rc = handle(b, n, &err);
             if (rc)
                 break;
@@ -324,6 +325,10 @@ static void on_notify(void *dev, unsigned n)
             return;
         }
         rp_virtio_publish(&b->v, n);
+        if (burst > QUEUE_SIZE) {
+            rp_virtio_again(&b->v, n);      /* others want the machine lock, too */
+            return;
+        }
     } while (rp_virtio_ready(&b->v, n) && !b->starved && rp_virtq_want_kicks(q, true));
 }
 
@@ -411,7 +416,7 @@ static int check_inflight(const struct rp_virtio_blk *b, const struct rp_virtio_
     for (uint32_t i = 0; i < s->ninflight; i++) {
         unsigned queue = s->inflight[i].queue, head = s->inflight[i].head;
 
-        if (queue >= b->nqueues || head >= s->virtio.queues[queue].size || !s->virtio.queues[queue].enabled)
+        if (queue >= b->nqueues || head >= QUEUE_SIZE || head >= s->virtio.queues[queue].size || !s->virtio.queues[queue].enabled)
             return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %s: request in flight %u names queue %u, descriptor %u",
                                  b->path, i, queue, head);
         if (seen[queue][head / 8] >> head % 8 & 1)

@@ -174,6 +174,9 @@ static ssize_t receive(struct rp_virtio_console *con, const uint8_t *bytes, size
         rp_virtq_push(q, con->chain.head, (uint32_t)n);
         done += n;
     }
+    /* A driver that may leave kicks out has to be told that its next buffer is waited for. */
+    if (rc == 0 && done < len && rp_virtq_want_kicks(q, true))
+        rp_virtio_again(&con->v, RX);
     return rc < 0 ? rc : (ssize_t)done;
 }
 

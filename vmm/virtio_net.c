@@ -18,6 +18,7 @@
 
 #define QUEUE_SIZE 256u
 #define TX_BURST 128u               /* frames per turn of the io thread */
+#define CONTROL_BURST 64u           /* commands, likewise */
 #define ANNOUNCE_ROUNDS 5u          /* as often as QEMU announces, for switches that drop the first */
 #define ANNOUNCE_STEP_NS 100000000ull
 #define BIT(n) (1ull << (n))
@@ -216,10 +217,11 @@ static void run_control(struct rp_virtio_net *net, unsigned n)
 {
     struct rp_virtq *q = rp_virtio_queue(&net->v, n);
     struct rp_error err = {0};
-    int rc;
+    unsigned burst = 0;
+    int rc = 0;
 
     do {
-        while ((rc = rp_virtq_pop(q, &net->chain, &err)) == 1) {
+        while (burst++ < CONTROL_BURST && (rc = rp_virtq_pop(q, &net->chain, &err)) == 1) {
             uint8_t ack;
 
             if (net->chain.out_bytes < 2 || net->chain.in_bytes < 1) {
@@ -235,6 +237,10 @@ static void run_control(struct rp_virtio_net *net, unsigned n)
             return;
         }
         rp_virtio_publish(&net->v, n);
+        if (burst > CONTROL_BURST) {
+            rp_virtio_again(&net->v, n);
+            return;
+        }
     } while (rp_virtq_want_kicks(q, true));
 }
 

@@ -47,8 +47,10 @@ static int deliver(struct rp_net_rx *rx, const uint8_t *from, size_t len, struct
         if (used[n - 1].len == 0)
             return rp_error_set(err, EBADMSG, "receive buffer %u has no room", used[n - 1].head);
     }
-    if (nfirst)
+    if (nfirst) {
         set_buffers(first, nfirst, (uint16_t)n);
+        rp_ram_dirty_iov(rx->v->env.ram, first, (int)nfirst, RP_VNET_HEADER);
+    }
     for (unsigned i = 0; i < n; i++)
         rp_virtq_push(q, used[i].head, used[i].len);
     rx->frames++;
@@ -101,12 +103,13 @@ static int receive(struct rp_net_rx *rx, struct rp_error *err)
 
         if (skip)
             rp_iov_write(c->iov + c->nout, c->nin, 0, zero, sizeof(zero));
+        if (len <= direct)
+            set_buffers(c->iov + c->nout, c->nin, 1);
         rp_ram_dirty_iov(rx->v->env.ram, c->iov + c->nout, (int)c->nin, len < direct ? len : direct);
     } else {
         memset(rx->overflow, 0, skip);
     }
     if (direct && len <= direct) {
-        set_buffers(c->iov + c->nout, c->nin, 1);
         rp_virtq_push(q, c->head, (uint32_t)len);
         rx->frames++;
         rx->bytes += len - RP_VNET_HEADER;

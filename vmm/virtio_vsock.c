@@ -183,9 +183,10 @@ static void run_rx(struct rp_virtio_vsock *s)
     struct rp_virtq *q = rp_virtio_queue(&s->v, RX);
     struct rp_error err = {0};
     unsigned burst = 0;
+    bool dry = false;
     int rc;
 
-    while (!s->moved && (rc = rp_virtq_pop(q, &s->chain, &err)) != 0) {
+    while (!s->moved && !(dry = (rc = rp_virtq_pop(q, &s->chain, &err)) == 0)) {
         if (rc == 1 && s->chain.in_bytes <= HEADER)
             rc = rp_error_set(&err, EBADMSG, "buffer %u has no room for a packet", s->chain.head);
         if (rc < 0) {
@@ -199,10 +200,9 @@ static void run_rx(struct rp_virtio_vsock *s)
         burst++;
     }
     rp_virtio_publish(&s->v, RX);
-    if (burst == BURST)
+    /* a buffer that comes is a reason to look again; one that has come meanwhile, too */
+    if (burst == BURST || (rp_virtq_want_kicks(q, true) && dry))
         rp_virtio_again(&s->v, RX);
-    else
-        rp_virtq_want_kicks(q, true);   /* a buffer that comes is a reason to look again */
 }
 
 /* The guest's connections are gone: told before it hears anything else. */

@@ -467,6 +467,35 @@ Test(blk, hostile_state_is_refused)
     rp_sections_fini(&sec);
 }
 
+/* As virtio_blk.c lays it out. */
+struct blk_state { struct rp_virtio_state virtio; uint64_t size_bytes; uint32_t ninflight, pad; struct { uint16_t queue, head; } inflight[4096]; };
+
+/* INV-4: a queue of an impossible size is one thing, a request in flight beyond every real one another, which is looked at first. */
+Test(blk, a_request_in_flight_beyond_the_queue_is_refused)
+{
+    struct rp_sections was = {0}, forged = {0};
+    struct rp_section one;
+    struct rp_error err = {0};
+    struct blk_state *s = calloc(1, sizeof(*s));
+    size_t pos = 0;
+
+    cr_assert_eq(rp_virtio_blk_table.size, sizeof(*s));
+    stop(&blk);
+    cr_assert_eq(blk.ops->save(blk.dev, &was, SLOT, &err), 0);
+    cr_assert(rp_sections_next(&was, &pos, &one));
+    cr_assert_eq(rp_section_decode(&rp_virtio_blk_table, &one, s, &err), 0, "%s", err.text);
+    s->virtio.queues[0].size = 65535;
+    s->ninflight = 1;
+    s->inflight[0].head = 60000;
+    cr_assert_eq(rp_sections_add(&forged, &rp_virtio_blk_table, SLOT, s), 0);
+    cr_assert(rp_sections_find(&forged, "virtio-blk", SLOT, &one));
+    cr_assert_eq(blk.ops->load(blk.dev, &one, &err), -EBADMSG);
+    cr_assert(strstr(err.text, "descriptor 60000"), "%s", err.text);
+    free(s);
+    rp_sections_fini(&was);
+    rp_sections_fini(&forged);
+}
+
 Test(blk, state_table_tiles)
 {
     struct rp_error err = {0};
