@@ -8,6 +8,7 @@
 #include "vmm/gate.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 struct rp_protection {
     struct rp_vm *vm;
     struct rp_protect_config cfg;
+    pthread_mutex_t lock;           /* protect, where it is replaced, and while a job's switchover is waited for */
     struct rp_protect *protect;     /* control thread; NULL between a stop and a start */
     bool ending;                    /* control: rp_protection_end was called */
     int event_fd;                   /* the protect thread has something for the control thread */
@@ -178,6 +180,7 @@ static void forget(struct rp_vm *vm)
         rp_vm_unwatch(vm, p->event_fd);
         close(p->event_fd);
     }
+    pthread_mutex_destroy(&p->lock);
     free(p);
 }
 
@@ -212,6 +215,7 @@ int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *o, bool 
     vm->protection = p;
     p->vm = vm;
     p->event_fd = -1;
+    pthread_mutex_init(&p->lock, NULL);
     rc = configure(p, o, err);
     if (rc == 0)
         rc = rp_vm_fence_open(vm, o->lease, o->lease_ttl_ns, err);
@@ -246,9 +250,12 @@ void rp_protection_restart(struct rp_vm *vm)
     struct rp_protection *p = vm->protection;
     if (!p || p->ending)
         return;
+    rp_protect_end(p->protect, RP_PROTECT_FORGET);      /* a switchover that is waited for ends with it */
+    pthread_mutex_lock(&p->lock);
     stop_run(p, RP_PROTECT_FORGET);
     if (start_run(p, true, &err) < 0)
         rp_log(RP_LOG_ERROR, "protection cannot begin anew: %s", err.text);
+    pthread_mutex_unlock(&p->lock);
 }
 
 bool rp_protection_pauses(const struct rp_vm *vm)
@@ -274,7 +281,12 @@ bool rp_protection_switched(const struct rp_vm *vm)
 
 int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err)
 {
-    return rp_protect_switch(vm->protection->protect, timeout_ms, err);
+    struct rp_protection *p = vm->protection;
+    pthread_mutex_lock(&p->lock);
+    int rc = p->protect ? rp_protect_switch(p->protect, timeout_ms, err)
+                        : rp_error_exit(err, RP_EXIT_REFUSED, EAGAIN, "the VM's protection could not begin anew: there is no standby to switch to");
+    pthread_mutex_unlock(&p->lock);
+    return rc;
 }
 
 /* --- query-protect --- */
