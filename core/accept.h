@@ -1,6 +1,7 @@
 /*
  * accept.h - taking a connection where the process may be out of descriptors. A listener that stays readable because nothing can be
- * accepted keeps its loop busy for nothing; so one descriptor is held in reserve, to take such a connection and turn it away.
+ * accepted keeps its loop busy for nothing; so one descriptor is held in reserve, to take such a connection and turn it away. And what
+ * stands where a unix socket is to be.
  */
 #ifndef RP_CORE_ACCEPT_H
 #define RP_CORE_ACCEPT_H
@@ -8,5 +9,8 @@
 /* A connection, non-blocking and close-on-exec, the caller's from here on. -EAGAIN: there is none (any more). -EMFILE, -ENFILE: there was
  * one, and it was turned away. Any thread. */
 int rp_accept(int listener);
+
+/* Removes a unix socket that a dead process left. Anything else at `path` is left alone: -1, errno EEXIST. */
+int rp_unlink_socket(const char *path);
 
 #endif

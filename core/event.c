@@ -172,14 +172,38 @@ int rp_events_save(struct rp_events *ev, struct rp_sections *s)
     return rc;
 }
 
-/* lock held. What travelled stands before what happened here; of what does not fit, the oldest goes. */
-static void prepend(struct rp_events *ev, const struct rp_event *events, unsigned n)
+/* lock held */
+static bool is_known(const struct rp_events *ev, const struct rp_event *e)
 {
-    while (n > 0 && ev->count < ev->capacity) {
-        ev->head = (ev->head + ev->capacity - 1) % ev->capacity;
-        ev->ring[ev->head] = events[--n];
-        ev->count++;
+    for (unsigned i = 0; i < ev->count; i++) {
+        const struct rp_event *own = &ev->ring[(ev->head + i) % ev->capacity];
+        if (own->wall_ns == e->wall_ns && strcmp(own->name, e->name) == 0 && strcmp(own->host, e->host) == 0)
+            return true;
     }
+    return false;
+}
+
+/* lock held. What travelled takes its place in time; what came back is here already. Of what does not fit, the oldest goes. */
+static int merge(struct rp_events *ev, struct rp_event *events, unsigned n)
+{
+    struct rp_event *all = malloc((ev->count + n + 1) * sizeof(*all));
+    unsigned fresh = 0, total = 0, own = 0;
+    if (!all)
+        return -ENOMEM;
+    for (unsigned i = 0; i < n; i++)
+        if (!is_known(ev, &events[i]))
+            events[fresh++] = events[i];
+    for (unsigned i = 0; i < fresh || own < ev->count;) {
+        const struct rp_event *here = &ev->ring[(ev->head + own) % ev->capacity];
+        bool theirs = own == ev->count || (i < fresh && events[i].wall_ns <= here->wall_ns);
+        all[total++] = theirs ? events[i++] : *here;
+        own += !theirs;
+    }
+    ev->head = ev->count = 0;
+    for (unsigned i = 0; i < total; i++)
+        append(ev, &all[i]);
+    free(all);
+    return 0;
 }
 
 int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_error *err)
@@ -190,8 +214,10 @@ int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_e
     int rc = rp_section_decode(&rp_history_table, s, h, err);
     if (rc == 0) {
         pthread_mutex_lock(&ev->lock);
-        prepend(ev, h->events, h->count);
+        rc = merge(ev, h->events, h->count);
         pthread_mutex_unlock(&ev->lock);
+        if (rc < 0)
+            rp_error_set(err, rc, "no memory for the history");
     }
     free(h);
     return rc;

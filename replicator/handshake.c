@@ -27,6 +27,7 @@ static void put_hello(const struct rp_hello *h, const uint8_t nonce[RP_NONCE_BYT
     memcpy(out + 40, h->vm_name, 64);
     memcpy(out + 104, h->session, 16);
     memcpy(out + 120, nonce, RP_NONCE_BYTES);
+    rp_st64(out + 152, h->term);
 }
 
 static void get_hello(const uint8_t in[HELLO_BYTES], struct rp_hello *h, uint8_t nonce[RP_NONCE_BYTES])
@@ -40,6 +41,7 @@ static void get_hello(const uint8_t in[HELLO_BYTES], struct rp_hello *h, uint8_t
     h->vm_name[63] = '\0';
     memcpy(h->session, in + 104, 16);
     memcpy(nonce, in + 120, RP_NONCE_BYTES);
+    h->term = rp_ld64(in + 152);
 }
 
 static int io(struct rp_error *err, int rc, const char *what)

@@ -37,6 +37,7 @@ struct rp_hello {
     uint8_t vm_id[16];
     char vm_name[64];
     uint8_t session[16];    /* lane: of the control connection's WELCOME */
+    uint64_t term;          /* control: of the lease that the primary holds; 0: it does not say */
 };
 struct rp_welcome {
     uint8_t session[16];

@@ -42,6 +42,7 @@ struct rp_link_config {
     struct rp_events *events;   /* borrowed; may be NULL */
     uint64_t gfn_end;           /* of the VM's RAM: the hashes of what the standby holds of it are asked for; 0: they are not */
     bool stale;                 /* what it holds may not be entered any more: outputs have left since */
+    uint64_t term;              /* of the lease under which the VM runs: the standby looks whether its own is the same; 0: not said */
 };
 
 /* Connects and shakes hands (blocks). A lane or a spare way that cannot be had is an event and is tried again later; without

@@ -116,6 +116,7 @@ static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_e
     rp_protect_set_state(p, p->losses ? p->state : RP_PROTECT_CONNECTING);
     cfg.gfn_end = p->resyncs_failed < RP_RESYNCS_MAX ? p->info.ram.gfn_end : 0;
     cfg.stale = !outputs_held(p);
+    cfg.term = p->cfg.owner.term ? p->cfg.owner.term(p->cfg.owner.ctx) : 0;
     int rc = rp_link_sink_create(&cfg, sink, &held, err);
     if (rc == -EPROTO && cfg.gfn_end)
         p->resyncs_failed = RP_RESYNCS_MAX;    /* what it says it holds is nothing to build upon */

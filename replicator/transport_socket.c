@@ -1,4 +1,5 @@
 /* tcp and unix sockets as connections. No Nagle, and a peer that stopped acknowledging is noticed in seconds. */
+#include "core/accept.h"
 #include "core/clock.h"
 #include "replicator/transport.h"
 
@@ -286,7 +287,7 @@ static int bind_unix(const struct rp_uri *uri)
     bool stale = probe == -ECONNREFUSED;    /* left behind by a process that died */
     if (probe >= 0)
         close(probe);
-    if (stale && unlink(uri->path) == 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
+    if (stale && rp_unlink_socket(uri->path) == 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
         return fd;
     close(fd);
     return -e;

@@ -61,6 +61,9 @@ static int store(const struct rp_opt *o, void *opts, char *value, struct rp_erro
         break;
     case RP_OPT_DURATION:
         rc = rp_parse_duration(what, value, &n, err);
+        if (rc == 0 && o->max && (n < o->min || n > o->max))
+            rc = rp_error_exit(err, RP_EXIT_USAGE, ERANGE, "%s %s: out of range; between %g and %g ms can be had", what, value,
+                               (double)o->min / 1e6, (double)o->max / 1e6);
         break;
     case RP_OPT_RATE:
         rc = rp_parse_rate(what, value, &n, err);

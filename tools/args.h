@@ -42,7 +42,7 @@ struct rp_opt_group {
     unsigned nopts;
 };
 #define RP_OPT_GROUP(t, table) {.title = (t), .opts = (table), .nopts = sizeof(table) / sizeof((table)[0])}
-#define RP_OPT_GROUPS_MAX 6
+#define RP_OPT_GROUPS_MAX 9
 
 struct rp_verb {
     const char *name;

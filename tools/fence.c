@@ -1,6 +1,7 @@
 #include "tools/fence.h"
 
 #include "core/clock.h"
+#include "core/log.h"
 #include "tools/job.h"
 
 #include <errno.h>
@@ -190,8 +191,10 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     }
     if (rc == 0 && !behind)
         rc = rp_lease_try(f->lease, &g, &again_ns, &why);
-    if (rc == 0 && !behind && !f->none && follow && g.term > follow + 1) {
+    if (rc == 0 && !behind && !f->none && follow && g.term != follow + 1) {
         behind = true;
+        if (g.term <= follow)
+            snprintf(h.owner, sizeof(h.owner), "this is not the VM's lease: nobody");
         if (rp_lease_release(f->lease, NULL) < 0) {
             /* it runs out by itself */
         }
@@ -228,6 +231,28 @@ static unsigned look_once(struct rp_fence *f)
     note_failure(f, rc < 0 ? &why : NULL);
     unsigned ms = (unsigned)(f->lease->ttl_ms / 16);
     return ms < LOOK_MS_MIN ? LOOK_MS_MIN : ms;
+}
+
+#define NONE_TERMS 100000000000000000ull    /* from here on: a clock's ns, which is what a lease that is none has for a term */
+
+int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err)
+{
+    struct rp_lease_holder h = {0};
+    struct rp_error why = {0};
+    if (f->none != (term >= NONE_TERMS))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "--lease none on one side only: this one has %s", f->where);
+    for (unsigned tries = 0; !f->none && tries < 2; tries++) {     /* it may just have moved on */
+        pthread_mutex_lock(&f->op);
+        int rc = rp_lease_query(f->lease, &h, &why);
+        pthread_mutex_unlock(&f->op);
+        if (rc < 0)
+            rp_log(RP_LOG_WARN, "whether the primary's lease is the one here cannot be seen: %s", why.text);
+        if (rc < 0 || h.term == term)
+            return 0;
+        nanosleep(&(struct timespec){.tv_nsec = LOOK_MS_MIN * 4000000}, NULL);
+    }
+    return f->none ? 0 : rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is at term %llu, the primary's at %llu: not the same storage?",
+                                       (unsigned long long)h.term, (unsigned long long)term);
 }
 
 /* --- the thread --- */

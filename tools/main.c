@@ -1,5 +1,6 @@
 /* The `reprise` command: finds the verb in a const table, parses its options, runs it, prints its one sentence when it fails. */
 #include "tools/verbs.h"
+#include "tools/version.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -72,6 +73,10 @@ int main(int argc, char **argv)
     const char *name = argv[1];
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
         return run_verb(&rp_verb_help, 1, argv);
+    if (strcmp(name, "--version") == 0) {
+        puts("reprise " RP_VERSION_TEXT);
+        return RP_EXIT_DONE;
+    }
     const struct rp_verb *v = rp_verb_find(name);
     if (!v) {
         fprintf(stderr, "reprise: \"%s\": no such verb; `reprise help` lists them\n", name);

@@ -13,11 +13,9 @@ static void leave(struct rp_vm *vm, const struct rp_error *why)
         rp_vm_leave(vm, RP_EXIT_DONE);
 }
 
-/* The machine's memory, and nothing else of it. The host-side options stay, for the machine that may be made here again: it is made
- * from an epoch then, not from a kernel. */
+/* The machine's memory, and nothing else of it. The host-side options stay, for the machine that may be made here again. */
 static void take_apart(struct rp_vm *vm, struct rp_guest_ram *ram)
 {
-    struct rp_machine_config *cfg = &vm->options->machine;
     rp_protection_stop(vm, false);
     rp_fence_bind(vm->fence, NULL);
     rp_machine_dissolve(vm->machine, ram);
@@ -25,7 +23,6 @@ static void take_apart(struct rp_vm *vm, struct rp_guest_ram *ram)
     vm->fence_taken = vm->fence_paused = false;
     vm->stop_deadline_ns = 0;
     vm->options->paused = false;
-    cfg->kernel = cfg->initrd = cfg->cmdline = NULL;
 }
 
 static int wait_here(struct rp_vm *vm, struct rp_error *err)

@@ -45,14 +45,15 @@ const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS] = {
 };
 
 const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS] = {
-    {.name = "epoch", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(epoch_ns),
+    {.name = "epoch", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(epoch_ns), .min = 100000u, .max = 60000000000u,
      .help = "Length of an epoch when no output asks for an earlier one; 20ms unless given."},
-    {.name = "latency", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(latency_ns), .help = "How long an output may wait for its epoch."},
+    {.name = "latency", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(latency_ns), .min = 100000u, .max = 60000000000u,
+     .help = "How long an output may wait for its epoch."},
     {.name = "cpu", .arg = "PERCENT", .kind = RP_OPT_UINT, AT(cpu_percent), .min = 1, .max = 10000,
      .help = "How much of one core protection may use."},
     {.name = "bandwidth", .arg = "RATE", .kind = RP_OPT_RATE, AT(bandwidth_bytes_s), .help = "How much of the link it may use."},
     {.name = "streams", .arg = "N", .kind = RP_OPT_UINT, AT(lanes), .min = 1, .max = 16, .help = "Connections that carry memory; 1 unless given."},
-    {.name = "heartbeat", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(heartbeat_ns),
+    {.name = "heartbeat", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(heartbeat_ns), .min = 1000000u, .max = 60000000000u,
      .help = "Time between heartbeats; after four that did not come the standby takes the primary for dead. 20ms unless given."},
     {.name = "capture", .arg = "auto|stop-and-copy|copy-on-write", .kind = RP_OPT_PARSE, AT(capture), .parse = parse_capture,
      .help = "How a cut's dirty pages are captured: as measured to be best (unless given), all copied in the pause, or all write-protected in "

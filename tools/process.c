@@ -7,18 +7,35 @@
 #include "tools/sandbox.h"
 #include "tools/vm_fence.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+/* Is what stands there a process id, or nothing? */
+static bool holds_pid(int fd)
+{
+    char text[32];
+    ssize_t n = pread(fd, text, sizeof(text), 0);
+    bool pid = n >= 0 && n < (ssize_t)sizeof(text);
+    for (ssize_t i = 0; pid && i < n; i++)
+        pid = isdigit((unsigned char)text[i]) || (text[i] == '\n' && i + 1 == n);
+    return pid;
+}
+
 static int pidfile_write(const char *path, struct rp_error *err)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0)
-        return rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno));
-    int rc = dprintf(fd, "%d\n", (int)getpid()) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) : 0;
+        return rp_error_exit(err, RP_EXIT_USAGE, errno, "--pidfile %s: %s", path, strerror(errno));
+    if (!holds_pid(fd)) {
+        close(fd);
+        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "--pidfile %s: is there and holds no process id; it is left alone, give another path", path);
+    }
+    int rc = ftruncate(fd, 0) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) :
+         dprintf(fd, "%d\n", (int)getpid()) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) : 0;
     close(fd);
     return rc;
 }

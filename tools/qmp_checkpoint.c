@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define PROGRESS_NS 50000000ull
@@ -190,6 +191,21 @@ static int parse_then(const char *then, enum then *out, struct rp_error *err)
     return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "checkpoint: then \"%s\": not one of go-on, pause, quit", then);
 }
 
+/* What stands where the checkpoint is to be: nothing, or a file that is not one of the VM's disks. */
+static int look_at_target(struct rp_vm *vm, const char *path, struct rp_error *err)
+{
+    const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
+    struct stat st, disk;
+    if (lstat(path, &st) != 0)
+        return 0;
+    if (!S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is no file; give another path", path);
+    for (unsigned i = 0; stat(path, &st) == 0 && i < cfg->ndisks; i++)
+        if (cfg->disks[i].path && stat(cfg->disks[i].path, &disk) == 0 && disk.st_dev == st.st_dev && disk.st_ino == st.st_ino)
+            return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: %s is the VM's disk %u; give another path", path, i);
+    return 0;
+}
+
 static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error *err)
 {
     if (strncmp(target, "file:", 5) != 0 || target[5] != '/')
@@ -203,7 +219,7 @@ static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error 
     if (s != RP_VM_RUNNING && s != RP_VM_PAUSED)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: VM \"%s\" %s", vm->name,
                              s == RP_VM_CREATED ? "has not been started; there is nothing to keep yet" : "has ended");
-    return 0;
+    return look_at_target(vm, target + 5, err);
 }
 
 static int cmd_checkpoint(struct rp_qmp_call *call, struct rp_error *err)

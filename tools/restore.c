@@ -66,7 +66,7 @@ const struct rp_verb rp_verb_restore = {
     .summary = "Go on with a VM from a checkpoint; this process is the VM until it ends.",
     .details = "The checkpoint is verified whole before anything is made of it. It brings the machine itself; what belongs to this host "
                "(files of disks, network interfaces) is given again, in the order of `reprise run`. Without --name the VM keeps its name.",
-    .groups = {RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_RUN_PROTECT_GROUP, RP_PROTECT_GROUP, RP_FENCE_GROUP, RP_THEN_GROUP},
+    .groups = {RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_VM_KERNEL_GROUP, RP_RUN_PROTECT_GROUP, RP_PROTECT_GROUP, RP_FENCE_GROUP, RP_THEN_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,
 };

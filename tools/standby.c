@@ -43,6 +43,8 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     struct rp_standby *s = ctx;
     if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");
+    if (hello->term && rp_fence_sees(s->vm->fence, hello->term, err) < 0)
+        return err->code;
     /* No epoch is held, or it would have been refused already: a machine that was made for another VM goes. */
     if (s->machine && memcmp(rp_machine_cfg(s->machine)->vm_id, hello->vm_id, sizeof(hello->vm_id)) != 0 && new_entry(s, err) < 0)
         return err->code;

@@ -33,7 +33,7 @@ const struct rp_verb rp_verb_standby = {
                "primary is lost and its lease has run out (or it hands the VM over: `reprise failover NAME`), the VM goes on here.\n\n"
                "What belongs to this host (files of disks, network interfaces) is given in the order of `reprise run`. With --protect the VM, once it "
                "runs here, is protected again by itself: by the standby at that URI, as soon as there is one.",
-    .groups = {RP_STANDBY_GROUP, RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_NEXT_PROTECT_GROUP, RP_PROTECT_GROUP},
+    .groups = {RP_STANDBY_GROUP, RP_FENCE_GROUP, RP_VM_HOST_GROUP, RP_VM_ENTER_GROUP, RP_VM_KERNEL_GROUP, RP_NEXT_PROTECT_GROUP, RP_PROTECT_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,
 };

@@ -22,7 +22,8 @@ static const struct top_opts top_defaults = {.every_ns = 1000000000u};
 
 #define AT(member) .offset = offsetof(struct top_opts, member)
 static const struct rp_opt top_options[] = {
-    {.name = "every", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(every_ns), .help = "Time between two looks; 1s unless given."},
+    {.name = "every", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(every_ns), .min = 10000000u, .max = 3600000000000u,
+     .help = "Time between two looks; 1s unless given."},
     {.name = "rounds", .arg = "N", .kind = RP_OPT_UINT, AT(rounds), .min = 1, .max = 1000000, .help = "Stop after N looks; until Ctrl-C unless given."},
     {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Look once and print JSON for programs."},
 };

@@ -354,15 +354,19 @@ const struct rp_opt rp_vm_guest_options[RP_VM_GUEST_OPTIONS] = {
     {.name = "memory", .arg = "SIZE", .kind = RP_OPT_PARSE, AT(machine.ram.size_bytes), .parse = parse_memory,
      .help = "Guest memory, 1M to 64G; 512M unless given."},
     {.name = "cpus", .arg = "N", .kind = RP_OPT_UINT, AT(machine.vcpus), .min = 1, .max = RP_VCPUS_MAX, .help = "vCPUs; 1 unless given."},
-    {.name = "kernel", .arg = "F", .kind = RP_OPT_STRING, AT(machine.kernel),
-     .help = "The kernel to boot: a Linux bzImage, or an ELF with a PVH entry (vmlinux)."},
-    {.name = "initrd", .arg = "F", .kind = RP_OPT_STRING, AT(machine.initrd), .help = "Its initial RAM disk."},
-    {.name = "append", .arg = "S", .kind = RP_OPT_STRING, AT(machine.cmdline), .help = "Its command line."},
     {.name = "uuid", .arg = "U", .kind = RP_OPT_PARSE, AT(machine.vm_id), .parse = parse_uuid, .help = "The VM's id; random unless given."},
     {.name = "rng", .arg = "on|off", .kind = RP_OPT_PARSE, AT(machine.rng), .parse = parse_rng,
      .help = "A virtio entropy device; on unless given."},
     {.name = "balloon", .arg = "on|off", .kind = RP_OPT_PARSE, AT(machine.balloon), .parse = parse_balloon,
      .help = "A virtio balloon, which also gives freed pages back to the host; on unless given."},
+};
+
+const struct rp_opt rp_vm_kernel_options[RP_VM_KERNEL_OPTIONS] = {
+    {.name = "kernel", .arg = "F", .kind = RP_OPT_STRING, AT(machine.kernel),
+     .help = "The kernel to boot: a Linux bzImage, or an ELF with a PVH entry (vmlinux). A VM that goes on from an epoch needs it when it is reset, "
+             "by itself or by `reprise reset`: without it that is its end."},
+    {.name = "initrd", .arg = "F", .kind = RP_OPT_STRING, AT(machine.initrd), .help = "Its initial RAM disk."},
+    {.name = "append", .arg = "S", .kind = RP_OPT_STRING, AT(machine.cmdline), .help = "Its command line."},
 };
 
 const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS] = {

@@ -27,13 +27,16 @@ extern const struct rp_vm_options rp_vm_options_defaults;
 /* Groups for a verb's table. HOST: what the VM uses of this host. GUEST: what it is (an epoch brings that itself).
  * RP_VM_ENTER_GROUP: how an epoch is entered. */
 #define RP_VM_HOST_OPTIONS 16u
-#define RP_VM_GUEST_OPTIONS 8u
+#define RP_VM_GUEST_OPTIONS 5u
+#define RP_VM_KERNEL_OPTIONS 3u
 #define RP_VM_ENTER_OPTIONS 1u
 extern const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS];
 extern const struct rp_opt rp_vm_guest_options[RP_VM_GUEST_OPTIONS];
+extern const struct rp_opt rp_vm_kernel_options[RP_VM_KERNEL_OPTIONS];
 extern const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS];
 #define RP_VM_HOST_GROUP {.title = "Host", .opts = rp_vm_host_options, .nopts = RP_VM_HOST_OPTIONS}
 #define RP_VM_GUEST_GROUP {.title = "Guest", .opts = rp_vm_guest_options, .nopts = RP_VM_GUEST_OPTIONS}
+#define RP_VM_KERNEL_GROUP {.title = "Booting", .opts = rp_vm_kernel_options, .nopts = RP_VM_KERNEL_OPTIONS}
 #define RP_VM_ENTER_GROUP {.title = "Entering", .opts = rp_vm_enter_options, .nopts = RP_VM_ENTER_OPTIONS}
 
 /* Parsers of one word; each may cut `text` and keeps pointing into it.

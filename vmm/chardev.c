@@ -195,7 +195,7 @@ static int open_unix(struct rp_chardev *c, const char *path, const char *what, s
         bool dead = probe >= 0 && connect(probe, (const struct sockaddr *)&a, sizeof a) != 0 && errno == ECONNREFUSED;
         if (probe >= 0)
             close(probe);
-        if (!dead || unlink(path) != 0 || bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
+        if (!dead || rp_unlink_socket(path) != 0 || bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
             return fail(what, path, e, err);
     }
     memcpy(c->path, a.sun_path, sizeof c->path);

@@ -350,6 +350,7 @@ int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct 
     if (rc < 0)
         return rc;
     g->number = number;
+    g->marked = cfg->take && !g->shared;    /* a takeover's, or the user's word: when the VM ends here it is over */
     while (*at)
         at = &(*at)->next;
     *at = g;

@@ -57,7 +57,7 @@ struct rp_machine_config {
     struct rp_ram_config ram;
     struct rp_guest_ram *adopt; /* RAM that is there already (an image was loaded into it); the machine owns it from then on
                                    (when it cannot be made, it stays here), and `ram` is ignored. NULL: made from `ram` */
-    const char *kernel, *initrd, *cmdline;  /* kernel may be NULL when an epoch will be entered */
+    const char *kernel, *initrd, *cmdline;  /* kernel may be NULL when an epoch will be entered: it cannot be reset then */
     struct rp_chardev_config serial, console;   /* console: virtio-console */
     bool has_console, rng, balloon;
     struct rp_vsock_config vsock;

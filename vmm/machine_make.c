@@ -354,7 +354,7 @@ static int make(struct rp_machine *m, const struct rp_machine_config *cfg, struc
         rc = make_virtio(m, err);
     if (rc == 0)
         rc = remember_initial(m, err);
-    if (rc == 0 && m->cfg.kernel)
+    if (rc == 0 && m->cfg.kernel && !cfg->adopt)     /* or for a reset only */
         rc = rp_machine_boot(m, err);
     return rc;
 }

@@ -146,6 +146,16 @@ int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config
                       a[0], a[1], a[2], a[3], a[4], a[5]);
         goto out;
     }
+    if (cfg->ndisks > st->ndisks || cfg->nnics > st->nnics) {
+        rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "the VM has %u disk%s and %u network device%s, %u and %u are given", st->ndisks,
+                      st->ndisks == 1 ? "" : "s", st->nnics, st->nnics == 1 ? "" : "s", cfg->ndisks, cfg->nnics);
+        goto out;
+    }
+    for (unsigned i = 0; i < st->ndisks; i++)
+        if (cfg->disks[i].readonly && !st->disk_readonly[i]) {
+            rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %u: the VM writes to it, it cannot be \"ro\"", i);
+            goto out;
+        }
     rc = vsock_from(s, &cfg->vsock, err);
     if (rc < 0)
         goto out;

@@ -486,7 +486,7 @@ static int listen_at(struct rp_vsock *v, const char *path, struct rp_error *err)
     memcpy(v->at.sun_path, path, strlen(path));
     probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (probe >= 0 && connect(probe, (const struct sockaddr *)&v->at, sizeof(v->at)) < 0 && errno == ECONNREFUSED)
-        unlink(path);               /* left by a VM that was killed */
+        rp_unlink_socket(path);     /* left by a VM that was killed */
     if (probe >= 0)
         close(probe);
     v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -303,6 +303,9 @@ Test(event, INV7_history_travels_and_stands_before_what_happened_here)
     cr_assert_eq(out[3].epoch, 9);
     cr_assert_eq(out[4].epoch, 100);
     cr_assert_eq(out[5].epoch, 101);
+    cr_assert_eq(rp_events_load(b, &sec, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_events_copy(b, out, 64), 6);
+    cr_assert(out[0].epoch == 6 && out[3].epoch == 9 && out[5].epoch == 101, "what came back is here already");
     sec.len -= 1;
     cr_assert_eq(rp_events_load(b, &sec, &err), -EBADMSG);
     cr_assert_eq(rp_events_copy(b, out, 64), 6, "a damaged history changes nothing");

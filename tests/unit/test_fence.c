@@ -4,6 +4,7 @@
  */
 #include "tools/fence.h"
 
+#include "core/clock.h"
 #include "core/fault.h"
 #include "replicator/lease.h"
 
@@ -166,6 +167,27 @@ Test(fence, F1_lost_and_held_again_when_nobody_was_in_between)
 }
 
 /* Likewise, but the standby was faster: the old holder is behind for good. */
+/* A directory that is another one on the two hosts (a mount that is missing): a lease, but not the VM's. */
+Test(fence, INV3_another_lease_is_not_the_vms)
+{
+    struct rp_fence *a = open_fence("a"), *b = open_fence("b");
+    struct rp_error err = {0};
+    struct rp_fence_info info;
+    cr_assert_eq(rp_fence_take(a, 0, &err), 0, "%s", err.text);
+    uint64_t term = rp_fence_term(a);
+    cr_assert_eq(rp_fence_sees(b, term, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_fence_sees(b, term + 4, &err), 0);
+    cr_assert_eq(err.exit, RP_EXIT_REFUSED, "%s", err.text);
+    cr_assert_lt(rp_fence_sees(b, rp_wall_ns(), &err), 0, "a primary without a lease");
+    cr_assert_eq(rp_fence_yield(a, &err), 0, "%s", err.text);
+    rp_fence_follow(b, term + 4);
+    cr_assert_eq(wait_for(b, RP_FENCE_BEHIND), RP_FENCE_BEHIND, "the VM ran under a term that this lease has never come to");
+    rp_fence_info(b, &info);
+    cr_assert(strstr(info.why, "not the VM's lease"), "%s", info.why);
+    rp_fence_close(a);
+    rp_fence_close(b);
+}
+
 /* A claim that was granted and whose answer was lost: the term is gone, and nobody else has had it. */
 Test(fence, F2_a_term_of_ones_own_is_nobody_elses)
 {

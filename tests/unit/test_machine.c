@@ -83,6 +83,44 @@ Test(machine, INV2_who_cannot_be_made_leaves_the_adopted_memory, .timeout = 120)
     rp_machine_destroy(m);
 }
 
+/* One that goes on from an epoch boots nothing, but can when it is reset, if it was given what. */
+Test(machine, who_goes_on_from_an_epoch_can_be_reset, .timeout = 120)
+{
+    struct rp_sections sections = {0};
+    struct rp_machine_config cfg = {.name = "test", .kernel = guest_elf("idle"), .wall_clock_follows = true};
+    struct rp_epoch_trailer t = {.number = 1};
+    struct rp_pageset dirty;
+    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct rp_guest_ram ram = {.memfd = -1};
+    struct rp_machine *m, *to = NULL;
+    struct rp_source *src;
+    struct rp_error err = {0};
+    uint64_t beats;
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 24);
+    wait_beats(m, 0, 50);
+    src = rp_machine_source(m);
+    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
+    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    beats = guest_vcpu(m, 0)->heartbeat;
+    rp_machine_dissolve(m, &ram);
+    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    cfg.adopt = &ram;
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), 0, "%s", err.text);
+    cr_assert_eq(guest_vcpu(to, 0)->heartbeat, beats, "RAM is the epoch's");
+    cr_assert_eq(rp_machine_resume(to, &err), 0, "%s", err.text);
+    wait_beats(to, 0, 5);
+    cr_assert_eq(rp_machine_reset(to, &err), 0, "%s", err.text);
+    wait_running(to);
+    wait_beats(to, 0, 5);
+    rp_machine_destroy(to);
+    rp_pageset_fini(&dirty);
+    rp_sections_fini(&sections);
+}
+
 Test(machine, guest_ends_itself)
 {
     struct rp_machine_config cfg = native_config("idle", "run=20ms end=off", 1, 64);
