@@ -5,6 +5,7 @@ core_SRCS := \
 	core/copy.c \
 	core/digest.c \
 	core/disk_mark.c \
+	core/disk_sums.c \
 	core/durable.c \
 	core/epoch.c \
 	core/error.c \

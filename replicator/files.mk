@@ -38,6 +38,7 @@ replicator_SRCS := \
 	replicator/replica.c \
 	replicator/replica_apply.c \
 	replicator/replica_open.c \
+	replicator/replica_sums.c \
 	replicator/secret.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \

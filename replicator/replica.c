@@ -58,6 +58,8 @@ static int begin_direct(struct rp_replica *r, const struct rp_epoch_header *h, c
     if (rc == 0)
         rc = rp_replica_settle(r, err);
     if (rc == 0)
+        rc = rp_replica_check_lent(r, base, err);
+    if (rc == 0)
         rc = set_marks(r, RP_DISK_SYNCING, h->vm_id, h->vm_name, h->number, h->term, err);
     if (rc == 0) {
         r->whole = false;
@@ -71,6 +73,16 @@ static int begin_direct(struct rp_replica *r, const struct rp_epoch_header *h, c
         r->sync_base = *base;
         atomic_store(&r->sync_bytes, 0);
     }
+    return rc;
+}
+
+static int grow(struct rp_replica *r, struct rp_replica_file *d, uint64_t size_bytes)
+{
+    rp_replica_change_begin(r);
+    int rc = ftruncate(d->fd, (off_t)size_bytes) < 0 ? -errno : 0;
+    if (rc == 0)
+        d->size_bytes = size_bytes;
+    rp_replica_change_end(r, rc);
     return rc;
 }
 
@@ -88,10 +100,8 @@ static int take_sync(struct rp_replica *r, const struct rp_epoch_header *h, cons
     if (d->size_bytes < e->offset && !d->regular)
         return rp_error_set(err, ENOSPC, "disk %s: has %llu bytes, the primary's has %llu", d->path, (unsigned long long)d->size_bytes,
                             (unsigned long long)e->offset);
-    if (d->size_bytes < e->offset && ftruncate(d->fd, (off_t)e->offset) < 0)
-        return rp_replica_disk_error(r, e->disk, -errno, "cannot be made as large as the primary's", err);
-    if (d->size_bytes < e->offset)
-        d->size_bytes = e->offset;
+    if (d->size_bytes < e->offset && (rc = grow(r, d, e->offset)) < 0)
+        return rp_replica_disk_error(r, e->disk, rc, "cannot be made as large as the primary's", err);
     r->synced |= 1u << e->disk;
     return 0;
 }
@@ -236,6 +246,7 @@ void rp_replica_status(struct rp_replica *r, struct rp_replica_status *out)
     pthread_mutex_lock(&r->lock);
     out->failed = r->failure.code != 0;
     out->whole = r->kept == 0 || (r->whole && !out->failed);
+    out->summed_bytes = rp_replica_summed_bytes(r);
     if (r->whole && !out->failed) {
         out->base = r->base;
         out->epoch = r->base.epoch;
@@ -258,6 +269,7 @@ int rp_replica_promote(struct rp_replica *r, uint64_t epoch, uint64_t term, stru
                            r->whole ? "of another epoch than its memory" : "in the middle of a sync");
     else
         rc = rp_replica_settle(r, err);
+    r->sums.stop |= rc == 0;     /* SUM-5: it ends while the marks are written */
     memcpy(vm_id, r->vm_id, sizeof(vm_id));
     pthread_mutex_unlock(&r->lock);
     for (unsigned i = 0; i < r->ndisks; i++)
@@ -267,6 +279,7 @@ int rp_replica_promote(struct rp_replica *r, uint64_t epoch, uint64_t term, stru
         rc = set_marks(r, RP_DISK_ACTIVE, vm_id, vm_name, epoch, term, err);
     if (rc < 0)
         return rc;
+    rp_replica_stop_sums(r);
     pthread_mutex_lock(&r->lock);
     rp_journal_close(r->journal);
     r->journal = NULL;

@@ -5,15 +5,17 @@
  *     receiving thread   rp_replica_record ─► journal (or, while SYNCING, the file)   rp_replica_commit: durable, counts
  *     applying thread                          journal ─► files, syncs them, trims the journal
  *     takeover           rp_replica_promote: all applied and synced, marks ACTIVE, files closed: the machine opens them
+ *     summing thread     files ─► sums of their blocks, while no session goes on: a primary that would copy them whole skips what is equal
  *
  * rp_replica_record, _commit and _drop are what struct rp_image_ops asks for. Disks the standby does not keep (shared,
  * read-only) have no path: entries for them are refused.
- * Threads: one for record, commit and drop; one for the rest; status any.
+ * Threads: one for record, commit and drop; one for the rest; status and session any.
  */
 #ifndef RP_REPLICATOR_REPLICA_H
 #define RP_REPLICATOR_REPLICA_H
 
 #include "core/disk_mark.h"
+#include "core/disk_sums.h"
 #include "core/stream.h"
 
 #define RP_REPLICA_DISKS_MAX 8u
@@ -37,6 +39,7 @@ struct rp_replica_status {
     uint64_t epoch;             /* newest epoch that counts, 0: none */
     uint64_t backlog_bytes;     /* committed, not applied yet */
     uint64_t sync_bytes;        /* written directly since the last SYNC */
+    uint64_t summed_bytes;      /* of blocks whose sums are known */
     bool failed;                /* a disk or the journal failed: no epoch is taken any more, takeover is refused */
 };
 
@@ -50,6 +53,13 @@ void rp_replica_close(struct rp_replica *r);
 int rp_replica_record(void *replica, const struct rp_epoch_header *h, const struct rp_record *rec, struct rp_error *err) RP_MUST_CHECK;
 int rp_replica_commit(void *replica, const struct rp_epoch_header *h, struct rp_error *err) RP_MUST_CHECK;
 void rp_replica_drop(void *replica);
+
+/* A session begins (before its primary is told anything of the disks), or none goes on any more. Between sessions the files are summed. */
+void rp_replica_session(struct rp_replica *r, bool on);
+/* In a session, before anything is taken: the sums of the blocks that the files hold, as far as they are known; none when they may be
+ * other ones by the time they are needed. A SYNC that the primary bases on them is refused when the files have changed meanwhile.
+ * Borrowed until the next rp_replica_session or rp_replica_promote; not to be freed. */
+void rp_replica_lend(struct rp_replica *r, struct rp_disk_sums *out);
 
 void rp_replica_status(struct rp_replica *r, struct rp_replica_status *out);
 /* The VM is about to run here from `epoch`, under lease term `term`: the files are that epoch's, synced, marked ACTIVE, unlocked

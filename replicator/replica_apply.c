@@ -14,12 +14,16 @@
 
 int rp_replica_write(struct rp_replica *r, uint32_t disk, uint32_t kind, uint64_t offset, uint64_t len, const uint8_t *data)
 {
-    int fd = r->disks[disk].fd;
+    int fd = r->disks[disk].fd, rc;
+    rp_replica_change_begin(r);
     if (rp_fault(RP_FAULT_REPLICA_WRITE))
-        return -EIO;
-    if (kind == RP_DISK_KIND_WRITE)
-        return r->io->write(r->io->ctx, fd, data, len, offset);
-    return r->io->zero(r->io->ctx, fd, offset, len, kind == RP_DISK_KIND_DISCARD);
+        rc = -EIO;
+    else if (kind == RP_DISK_KIND_WRITE)
+        rc = r->io->write(r->io->ctx, fd, data, len, offset);
+    else
+        rc = r->io->zero(r->io->ctx, fd, offset, len, kind == RP_DISK_KIND_DISCARD);
+    rp_replica_change_end(r, rc);
+    return rc;
 }
 
 int rp_replica_sync(struct rp_replica *r)
@@ -29,8 +33,10 @@ int rp_replica_sync(struct rp_replica *r)
         if (!r->disks[i].kept)
             continue;
         rc = rp_fault(RP_FAULT_REPLICA_SYNC) ? -EIO : r->io->sync(r->io->ctx, r->disks[i].fd);
-        if (rc < 0)
+        if (rc < 0) {
+            rp_replica_doubt(r);
             return rc;
+        }
     }
     return 0;
 }

@@ -1,5 +1,5 @@
 /* replica_internal.h - a standby's disks from inside: replica.c (what a primary sends, and the takeover), replica_apply.c (from the
- * journal to the files), replica_open.c (opening them, after a crash too, and closing). */
+ * journal to the files), replica_open.c (opening them, after a crash too, and closing), replica_sums.c (what they hold, as sums). */
 #ifndef RP_REPLICATOR_REPLICA_INTERNAL_H
 #define RP_REPLICATOR_REPLICA_INTERNAL_H
 
@@ -13,9 +13,25 @@ struct rp_replica_file {
     bool kept;
     bool regular;
     int fd;
-    uint64_t size_bytes;            /* receiving thread */
+    uint64_t size_bytes;            /* receiving thread; the summing thread while nothing is changed */
     char path[RP_DISK_PATH_MAX], mark_path[RP_DISK_PATH_MAX];
     struct rp_disk_mark mark;       /* as it is on disk */
+};
+
+/* The replica's lock guards all of it. */
+struct rp_replica_sums {
+    uint64_t generation;            /* counts changes of kept files, begun; from 1 on */
+    unsigned changing;              /* of them under way */
+    bool session;                   /* a primary is, or is being, served */
+    bool off;                       /* what is read cannot be relied upon, or not be summed */
+    struct rp_disk_sums lists;      /* what `lent` needs is left alone while a session goes on */
+    uint64_t of;                    /* the generation that they are of; another: void */
+    uint64_t lent;                  /* in this session: their generation, 0: they were not */
+    uint32_t goal[RP_REPLICA_DISKS_MAX];    /* blocks to be summed */
+    uint8_t *block;                 /* summing thread */
+    pthread_cond_t wake;
+    pthread_t thread;
+    bool started, stop;
 };
 
 struct rp_replica {
@@ -43,6 +59,7 @@ struct rp_replica {
     _Atomic uint64_t sync_bytes;
     pthread_t applier;
     bool started;
+    struct rp_replica_sums sums;
 };
 
 /* --- replica_apply.c --- */
@@ -58,5 +75,18 @@ int rp_replica_trim(struct rp_replica *r, struct rp_journal *j, const struct rp_
 /* lock held: until everything committed is in the files and synced, or something failed. */
 int rp_replica_settle(struct rp_replica *r, struct rp_error *err) RP_MUST_CHECK;
 int rp_replica_start_applier(struct rp_replica *r, struct rp_error *err) RP_MUST_CHECK;
+
+/* --- replica_sums.c --- */
+
+/* Around every change of a kept file's bytes or size, by whichever thread; the lock is not held. rc: how it ended. */
+void rp_replica_change_begin(struct rp_replica *r);
+void rp_replica_change_end(struct rp_replica *r, int rc);
+/* A file could not be synced: sums are not made or lent any more. */
+void rp_replica_doubt(struct rp_replica *r);
+/* lock held, settled: may a SYNC from `base` rely on what was lent? */
+int rp_replica_check_lent(struct rp_replica *r, const struct rp_disk_base *base, struct rp_error *err) RP_MUST_CHECK;
+uint64_t rp_replica_summed_bytes(const struct rp_replica *r);   /* lock held */
+int rp_replica_start_sums(struct rp_replica *r, struct rp_error *err) RP_MUST_CHECK;
+void rp_replica_stop_sums(struct rp_replica *r);    /* waits for one block at most; the lists are gone */
 
 #endif

@@ -116,12 +116,14 @@ int rp_replica_open(const struct rp_replica_config *cfg, struct rp_replica **out
     r->io = cfg->io ? cfg->io : &rp_durable_host;
     r->journal_bytes = cfg->journal_bytes ? cfg->journal_bytes : RP_JOURNAL_RING_BYTES;
     r->ndisks = cfg->ndisks;
+    r->sums.generation = 1;
     for (unsigned i = 0; i < RP_REPLICA_DISKS_MAX; i++)
         r->disks[i].fd = -1;
     pthread_mutex_init(&r->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&r->change, &attr);
+    pthread_cond_init(&r->sums.wake, &attr);
     pthread_condattr_destroy(&attr);
     int rc = cfg->ndisks > RP_REPLICA_DISKS_MAX ? rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "more than %u disks", RP_REPLICA_DISKS_MAX) : 0;
     if (rc == 0)
@@ -130,6 +132,8 @@ int rp_replica_open(const struct rp_replica_config *cfg, struct rp_replica **out
         rc = recover(r, err);
     if (rc == 0 && r->kept)
         rc = rp_replica_start_applier(r, err);
+    if (rc == 0 && r->kept)
+        rc = rp_replica_start_sums(r, err);
     if (rc < 0) {
         rp_replica_close(r);
         return rc;
@@ -149,10 +153,12 @@ void rp_replica_close(struct rp_replica *r)
         pthread_mutex_unlock(&r->lock);
         pthread_join(r->applier, NULL);
     }
+    rp_replica_stop_sums(r);
     rp_journal_close(r->journal);
     for (unsigned i = 0; i < RP_REPLICA_DISKS_MAX; i++)
         if (r->disks[i].fd >= 0)
             close(r->disks[i].fd);
+    pthread_cond_destroy(&r->sums.wake);
     pthread_cond_destroy(&r->change);
     pthread_mutex_destroy(&r->lock);
     free(r);

@@ -13,6 +13,7 @@ unit_SRCS += tests/unit/test_link.c
 unit_SRCS += tests/unit/test_lanes.c
 unit_SRCS += tests/unit/test_rdma.c
 unit_SRCS += tests/unit/test_replica.c
+unit_SRCS += tests/unit/test_replica_sums.c
 unit_SRCS += tests/unit/test_journal.c
 unit_SRCS += tests/unit/test_resync.c
 # core
