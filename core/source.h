@@ -5,11 +5,12 @@
  *   describe ─► track_start ─► { harvest }* ─► cut ─► (engine copies dirty pages) ─► resume ─► … ─► track_stop
  *
  * Between cut and resume the machine stands still: RAM, devices and outputs do not change. All calls come
- * from the engine's thread, except release (the committer's thread).
+ * from the engine's thread, except release (the committer's thread), and disk_whole (between runs).
  */
 #ifndef RP_CORE_SOURCE_H
 #define RP_CORE_SOURCE_H
 
+#include "core/disk_sums.h"
 #include "core/epoch.h"
 #include "core/stream.h"
 
@@ -33,9 +34,13 @@ struct rp_cut {
 struct rp_disk_run {
     struct rp_disk_base have;       /* what the sink's copies hold; all zero: nothing */
     uint64_t term;                  /* lease term the VM runs under, for the disks' marks */
+    /* The blocks that they hold, should they have to be made whole. Borrowed by disk_start, which takes the lists that it needs out of it;
+     * the rest stays the caller's. NULL: nothing is known. */
+    struct rp_disk_sums *sums;
 };
 struct rp_disk_progress {
     uint64_t sync_bytes, done_bytes;    /* of this run's initial copy: how much, how much of it was pulled */
+    uint64_t equal_bytes;               /* of done_bytes: the copies held that already, and it does not travel */
     bool pressed;                       /* uncommitted writes near their bound: cut now (RP_CUT_MEMORY); output_fd was signalled */
 };
 
@@ -66,9 +71,11 @@ struct rp_source_ops {
     void (*throttle)(struct rp_source *s, unsigned percent);
 
     /* The run's sink takes disk writes: from here on every one is kept for disk_pull or the next cut, in bounded memory
-     * (then the guest's requests wait). Before the run's first cut; all four NULL: no disks. */
+     * (then the guest's requests wait). Before the run's first cut; all five NULL: no disks. */
     int (*disk_start)(struct rp_source *s, const struct rp_disk_run *run, struct rp_error *err);
     void (*disk_stop)(struct rp_source *s);
+    /* Would disk_start have to make copies at `have` whole? Then also how large the disks are; those that are not private are left alone. */
+    bool (*disk_whole)(struct rp_source *s, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS]);
     /* While the machine runs: appends DISK payloads to `out` (like rp_cut.disk): all writes kept so far and about `max`
      * bytes of what the copies lack. 1: they lack more; 0: from now on writes only. They belong to the epoch that the next
      * cut ends. */

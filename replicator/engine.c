@@ -279,6 +279,7 @@ void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out)
         e->src->ops->disk_progress(e->src, &disks);
     out->disk_sync_bytes = disks.sync_bytes;
     out->disk_done_bytes = disks.done_bytes;
+    out->disk_equal_bytes = disks.equal_bytes;
     out->dirty_pages_s = (double)atomic_load(&e->dirty_milli_s) / 1000;
     out->arena_bytes = e->cfg.memory_bytes;
     out->pressure = (enum rp_pressure)atomic_load(&e->pressure);

@@ -50,6 +50,7 @@ struct rp_engine_config {
     uint64_t term;              /* lease term in the headers */
     bool disks;                 /* the sink keeps copies of the source's private disks (docs/disks.md) */
     struct rp_disk_base have;   /* what they hold already */
+    struct rp_disk_sums *sums;  /* … and block by block (core/source.h). NULL: not known. Borrowed until the run is over */
     /* [gfn_end] the hash of each page that the sink holds already (digest.h): the first epoch brings what differs (docs/link.md).
      * NULL: all. Borrowed by create. */
     const struct rp_hash128 *held;
@@ -72,6 +73,7 @@ struct rp_engine_stats {
     uint64_t ram_bytes, done_bytes;     /* the full sync: RAM to look at, looked at so far */
     unsigned passes;                    /* of the full epoch */
     uint64_t disk_sync_bytes, disk_done_bytes;  /* the disks' initial copy: how much, done so far */
+    uint64_t disk_equal_bytes;          /* of what is done: the sink held it already */
     uint64_t disk_bytes;                /* in DISK records so far */
     bool resync;                        /* the first epoch brings what differs only */
     struct rp_sync_stats sync;          /* what it took, once it was emitted */

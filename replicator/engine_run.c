@@ -160,7 +160,7 @@ static int pull_disks(struct rp_engine *e, size_t max, struct rp_error *err)
 
 static int start_disks(struct rp_engine *e, struct rp_error *err)
 {
-    struct rp_disk_run run = {.have = e->cfg.have, .term = e->cfg.term};
+    struct rp_disk_run run = {.have = e->cfg.have, .term = e->cfg.term, .sums = e->cfg.sums};
     if (!e->cfg.disks || !e->src->ops->disk_start)
         return 0;
     int rc = e->src->ops->disk_start(e->src, &run, err);

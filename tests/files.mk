@@ -28,6 +28,7 @@ unit_SRCS += tests/unit/test_virtq.c
 unit_SRCS += tests/unit/test_pci.c
 unit_SRCS += tests/unit/test_virtio_blk.c
 unit_SRCS += tests/unit/test_disks.c
+unit_SRCS += tests/unit/test_disk_sums.c
 unit_SRCS += tests/unit/test_gate.c
 # vmm: the machine
 unit_SRCS += tests/unit/test_machine.c

@@ -276,7 +276,7 @@ int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint
     if (rc == 0) {
         rp_buf_reset(&d->log);
         d->log.failed = false;
-        rp_disks_copy_begin(d, &run->have);
+        rp_disks_copy_begin(d, run);
         d->keeping = true;
         d->steady = d->told = false;
         d->epoch = 0;
@@ -291,6 +291,7 @@ void rp_disks_stop(struct rp_disks *d)
 
     pthread_mutex_lock(d->lock);
     rp_disks_take_released(d);
+    rp_disks_copy_end(d);
     /* Not the newest epoch released: one without writes leaves no trace at a standby that is started anew. */
     if (d->keeping && d->steady && atomic_load(&d->released) >= d->first_epoch && !d->log.failed)
         d->base.epoch = d->committed_epoch;
@@ -317,7 +318,8 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
     pthread_mutex_lock(d->lock);
     for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next))
         left += g->lacking * RP_DISKS_BLOCK_BYTES;
-    *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0, .pressed = pressed(d)};
+    *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0,
+                                      .equal_bytes = d->equal_bytes, .pressed = pressed(d)};
     pthread_mutex_unlock(d->lock);
 }
 

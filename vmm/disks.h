@@ -45,6 +45,7 @@ int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct 
 int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint8_t vm_id[16], const char *vm_name,
                    struct rp_error *err) RP_MUST_CHECK;
 void rp_disks_stop(struct rp_disks *d);
+bool rp_disks_whole(struct rp_disks *d, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS]);
 int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, struct rp_error *err) RP_MUST_CHECK;
 void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out);
 

@@ -50,24 +50,51 @@ static uint64_t next_lacking(const struct rp_guard *g, uint64_t from)
 
 /* --- the copy --- */
 
-static void put_piece(struct rp_guard *g, struct rp_buf *out, uint64_t offset, const uint8_t *data, uint64_t len)
+#define PIECE_BLOCKS (RP_DISKS_PIECE_BYTES / RP_DISKS_BLOCK_BYTES)
+_Static_assert(PIECE_BLOCKS <= 31, "a bit for each");
+_Static_assert(RP_DISKS_BLOCK_BYTES == RP_DISK_SUMS_BLOCK_MIN && RP_DISKS_PIECE_BYTES >= RP_DISK_SUMS_BLOCK_MAX, "sums are of whole blocks, within a piece");
+_Static_assert(RP_DISKS_MAX <= RP_DISK_SUMS_DISKS, "each disk can have a list");
+
+/* Bit per block of a piece that was read: the copies hold the same. A sum counts where its block lies in the piece as a whole. */
+static uint32_t equal_blocks(const struct rp_disk_sum_list *l, uint64_t offset, const uint8_t *data, uint64_t len)
+{
+    uint64_t step = l->block_bytes;
+    uint32_t equal = 0;
+
+    for (uint64_t i = l->sums ? (offset + step - 1) / step : 0; l->sums && i < l->blocks && (i + 1) * step <= offset + len; i++) {
+        uint64_t at = i * step - offset;
+        struct rp_hash128 h = rp_disk_block_sum(l, data + at);
+
+        if (h.lo == l->sums[i].lo && h.hi == l->sums[i].hi)
+            equal |= ((1u << step / RP_DISKS_BLOCK_BYTES) - 1) << at / RP_DISKS_BLOCK_BYTES;
+    }
+    return equal;
+}
+
+enum what { DATA, ZEROES, EQUAL };
+
+static enum what what_is(const uint8_t *data, uint64_t len, uint64_t at, uint32_t equal)
+{
+    uint64_t block = len - at < RP_DISKS_BLOCK_BYTES ? len - at : RP_DISKS_BLOCK_BYTES;
+    const uint8_t *p = data + at;
+
+    if (equal >> at / RP_DISKS_BLOCK_BYTES & 1)
+        return EQUAL;
+    return p[0] == 0 && memcmp(p, p + 1, block - 1) == 0 ? ZEROES : DATA;
+}
+
+static void put_piece(struct rp_guard *g, struct rp_buf *out, uint64_t offset, const uint8_t *data, uint64_t len, uint32_t equal)
 {
     for (uint64_t at = 0, n; at < len; at += n) {
-        bool zero = true, first = true;
+        enum what run = what_is(data, len, at, equal);
+        bool zero = run == ZEROES;
 
-        /* a run of blocks that are all zero, or all not */
-        for (n = 0; at + n < len; n += RP_DISKS_BLOCK_BYTES) {
-            uint64_t left = len - at - n, block = left < RP_DISKS_BLOCK_BYTES ? left : RP_DISKS_BLOCK_BYTES;
-            const uint8_t *p = data + at + n;
-            bool z = p[0] == 0 && memcmp(p, p + 1, block - 1) == 0;
-
-            if (!first && z != zero)
-                break;
-            zero = z;
-            first = false;
-        }
+        for (n = RP_DISKS_BLOCK_BYTES; at + n < len && what_is(data, len, at + n, equal) == run; n += RP_DISKS_BLOCK_BYTES)
+            ;
         if (n > len - at)
             n = len - at;
+        if (run == EQUAL)
+            continue;
         rp_disk_put(out, &(struct rp_disk_entry){.disk = g->number, .kind = zero ? RP_DISK_KIND_DISCARD : RP_DISK_KIND_WRITE,
                                                  .offset = offset + at, .len = (uint32_t)n, .data = zero ? NULL : data + at});
     }
@@ -97,6 +124,7 @@ static uint64_t hole_blocks(struct rp_guard *g, uint64_t first)
 static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, uint64_t end, struct rp_buf *out, struct rp_error *err)
 {
     uint64_t from = first * RP_DISKS_BLOCK_BYTES, len = bytes_of(g, first, end);
+    uint32_t equal;
     int rc;
 
     d->piece = g;
@@ -121,8 +149,10 @@ static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, ui
     if (rc < 0)
         return rc;
     pthread_mutex_unlock(d->lock);
-    put_piece(g, out, from, d->buf, len);
+    equal = equal_blocks(&g->sums, from, d->buf, len);
+    put_piece(g, out, from, d->buf, len, equal);
     pthread_mutex_lock(d->lock);
+    d->equal_bytes += (unsigned)__builtin_popcount(equal) * (uint64_t)RP_DISKS_BLOCK_BYTES;
     return out->failed ? rp_error_set(err, ENOMEM, "no memory for a disk's copy") : 0;
 }
 
@@ -139,8 +169,9 @@ static int copy_piece(struct rp_disks *d, struct rp_guard *g, struct rp_buf *out
         g->scan = first + holes;
         return rc;
     }
-    while (lacks(g, end) && (end - first) < RP_DISKS_PIECE_BYTES / RP_DISKS_BLOCK_BYTES)
+    do      /* up to where a piece would begin: so blocks of sums lie in one piece as a whole */
         end++;
+    while (lacks(g, end) && end % PIECE_BLOCKS);
     g->scan = end;
     return read_piece(d, g, first, end, out, err);
 }
@@ -156,15 +187,20 @@ static struct rp_guard *lacking_guard(struct rp_disks *d)
 int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, struct rp_error *err)
 {
     struct rp_guard *g;
+    uint64_t equal;
     int rc, more;
 
     pthread_mutex_lock(d->lock);
     rp_disks_take_released(d);
+    equal = d->equal_bytes;
     rc = rp_disks_take_log(d, out, err);
-    while (rc == 0 && out->len < max_bytes && (g = lacking_guard(d)))
+    /* What need not travel was looked at, too: the engine has other things to do. */
+    while (rc == 0 && out->len + (d->equal_bytes - equal) < max_bytes && (g = lacking_guard(d)))
         rc = copy_piece(d, g, out, err);
     more = lacking_guard(d) != NULL;
     pthread_mutex_unlock(d->lock);
+    if (!more)
+        rp_disks_copy_end(d);
     return rc < 0 ? rc : more;
 }
 
@@ -180,12 +216,51 @@ int rp_disks_copy_ready(struct rp_disks *d, struct rp_error *err)
     return 0;
 }
 
+/* Lock held: does who has `have` lack no more than the bitmaps say? */
+static bool builds_upon(const struct rp_disks *d, const struct rp_disk_base *have)
+{
+    return d->base.epoch && memcmp(have->sync_id, d->base.sync_id, sizeof(d->base.sync_id)) == 0 && have->epoch >= d->base.epoch &&
+           have->epoch <= d->newest_cut;
+}
+
+bool rp_disks_whole(struct rp_disks *d, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS])
+{
+    bool any = false;
+
+    pthread_mutex_lock(d->lock);
+    for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next)) {
+        size_bytes[g->number] = g->lower->size_bytes;
+        any = true;
+    }
+    any = any && !builds_upon(d, have);
+    pthread_mutex_unlock(d->lock);
+    return any;
+}
+
+/* What the copies hold of this disk is the guard's from now on, if it can be true. */
+static void take_sums(struct rp_guard *g, struct rp_disk_sums *sums)
+{
+    struct rp_disk_sum_list *l = sums ? &sums->disks[g->number] : NULL;
+
+    if (!l || !l->sums || !rp_disk_sums_possible(l->block_bytes, l->blocks))
+        return;
+    g->sums = *l;
+    *l = (struct rp_disk_sum_list){0};
+}
+
+void rp_disks_copy_end(struct rp_disks *d)
+{
+    for (struct rp_guard *g = d->guards; g; g = g->next) {
+        free(g->sums.sums);
+        g->sums = (struct rp_disk_sum_list){0};
+    }
+}
+
 /* Lock held: what is to be copied in this run, and the SYNC entries that say so. */
-void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_base *have)
+void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_run *run)
 {
     struct rp_disk_base from = d->base;
-    bool rest = from.epoch && memcmp(have->sync_id, from.sync_id, sizeof(from.sync_id)) == 0 && have->epoch >= from.epoch &&
-                have->epoch <= d->newest_cut;
+    bool rest = builds_upon(d, &run->have);
 
     if (!rest) {
         from.epoch = 0;
@@ -193,11 +268,14 @@ void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_base *have)
     }
     memcpy(d->base.sync_id, from.sync_id, sizeof(from.sync_id));
     d->base.epoch = 0;          /* until this run's first epoch is committed the copies are nothing */
-    d->sync_bytes = 0;
+    d->sync_bytes = d->equal_bytes = 0;
+    rp_disks_copy_end(d);
     for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next)) {
         rp_disk_put_sync(&d->log, g->number, g->lower->size_bytes, &from);
-        if (!rest)
+        if (!rest) {
             lack_all(g);
+            take_sums(g, run->sums);
+        }
         g->scan = 0;
         d->sync_bytes += g->lacking * RP_DISKS_BLOCK_BYTES;
     }

@@ -35,6 +35,7 @@ struct rp_guard {
     uint64_t blocks;
     uint64_t *lacks;                /* bit per block: the copies lack it; NULL: there was no copy yet */
     uint64_t lacking, scan;         /* bits set; where the next search begins */
+    struct rp_disk_sum_list sums;   /* engine thread: what the copies held before this run, until it has copied */
 };
 
 struct rp_epoch_bytes { uint64_t epoch, bytes; };
@@ -62,7 +63,7 @@ struct rp_disks {
     struct rp_fifo ranges;          /* struct rp_epoch_blocks: uncommitted, steady only */
     struct rp_disk_base base;       /* what the bitmaps are relative to; epoch 0: nothing */
     uint64_t newest_cut;
-    uint64_t sync_bytes;
+    uint64_t sync_bytes, equal_bytes;   /* of this run's copy: how much, and what of it the copies held already */
     struct rp_guard *piece;         /* whose range [piece_from, piece_to) is being read for the copy */
     uint64_t piece_from, piece_to;
     pthread_cond_t quiet;           /* a request is done: the range may be free now */
@@ -89,9 +90,10 @@ void rp_disks_waits(struct rp_disks *d);                    /* one begins to */
 
 /* disks_copy.c */
 void rp_disks_lack(struct rp_guard *g, uint64_t first, uint64_t last, bool lacking);     /* whether copies lack these blocks */
-/* Memory for the copy, and then: what of it this run has to bring to who has `have`, and the SYNC entries that say so. */
+/* Memory for the copy, and then: what of it this run has to bring, and the SYNC entries that say so. */
 int rp_disks_copy_ready(struct rp_disks *d, struct rp_error *err) RP_MUST_CHECK;
-void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_base *have);
+void rp_disks_copy_begin(struct rp_disks *d, const struct rp_disk_run *run);
+void rp_disks_copy_end(struct rp_disks *d);     /* engine thread: what the copies held is of no use any more */
 /* The next private disk's guard, from `g` on. */
 static inline struct rp_guard *rp_disks_private(struct rp_guard *g)
 {

@@ -254,6 +254,7 @@ static void guard_destroy(struct rp_disk *disk)
         }
     rp_disk_close(g->lower);
     free(g->lacks);
+    free(g->sums.sums);
     free(g);
 }
 

@@ -167,6 +167,11 @@ static int disk_pull(struct rp_source *s, struct rp_buf *out, size_t max_bytes, 
     return rp_disks_pull(machine_of(s)->disks, out, max_bytes, err);
 }
 
+static bool disk_whole(struct rp_source *s, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS])
+{
+    return rp_disks_whole(machine_of(s)->disks, have, size_bytes);
+}
+
 static void disk_progress(struct rp_source *s, struct rp_disk_progress *out)
 {
     rp_disks_progress(machine_of(s)->disks, out);
@@ -180,7 +185,7 @@ static int storage(struct rp_source *s, bool hold, struct rp_error *err)
 static const struct rp_source_ops ops = {
     .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
     .keep = keep, .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
-    .disk_start = disk_start, .disk_stop = disk_stop, .disk_pull = disk_pull, .disk_progress = disk_progress, .storage = storage};
+    .disk_start = disk_start, .disk_stop = disk_stop, .disk_whole = disk_whole, .disk_pull = disk_pull, .disk_progress = disk_progress, .storage = storage};
 
 void rp_machine_source_init(struct rp_machine *m)
 {

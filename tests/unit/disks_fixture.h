@@ -36,6 +36,8 @@ static uint8_t *copy;
 static uint64_t copy_bytes, entries, data_bytes, syncs, sync_base;
 static struct rp_disk_base last_sync;
 static unsigned seed;
+static struct rp_disk_sums sums;            /* what the standby says that the copy holds, at the next start of a run */
+static bool keep_copy;                      /* … and it does: it is not wiped when it is synced */
 static uint32_t reach = BLOCKS - SPAN;      /* blocks that the guest writes */
 
 /* The guest: what it was told of each block, and what it asked for. */
@@ -181,7 +183,7 @@ static inline int apply(void *ctx, const struct rp_disk_entry *e, struct rp_erro
         last_sync = rp_disk_sync_of(e);
         sync_base = last_sync.epoch;
         cr_assert_eq(e->offset, copy_bytes);
-        if (sync_base == 0)
+        if (sync_base == 0 && !keep_copy)
             memset(copy, 0xa5, copy_bytes);     /* whatever was there must be covered */
         return 0;
     }
@@ -216,7 +218,7 @@ static inline void apply_all(struct rp_buf *b)
 
 static inline void start_run(const struct rp_disk_base *have)
 {
-    struct rp_disk_run run = {.term = 3};
+    struct rp_disk_run run = {.term = 3, .sums = &sums};
     struct rp_error err = {0};
     uint8_t id[16] = {7};
 
