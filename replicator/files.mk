@@ -40,6 +40,7 @@ replicator_SRCS := \
 	replicator/replica_open.c \
 	replicator/replica_sums.c \
 	replicator/secret.c \
+	replicator/sums.c \
 	replicator/transport.c \
 	replicator/transport_rdma.c \
 	replicator/transport_socket.c \

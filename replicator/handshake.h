@@ -6,7 +6,7 @@
  *        ◄──────  CHALLENGE  status, nonce, proof of the key over both nonces and the HELLO
  *     PROOF  of the key ─────────────────────►   checks
  *        ◄──────  WELCOME  status, session, epoch held, disks held, pages held
- *   (a control connection goes on with held.h)
+ *   (a control connection goes on with held.h, and sums.h)
  *
  * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence.
  */
@@ -18,7 +18,7 @@
 #include "replicator/secret.h"
 #include "replicator/transport.h"
 
-#define RP_LINK_VERSION 3u
+#define RP_LINK_VERSION 4u
 #define RP_HANDSHAKE_TIMEOUT_MS 3000    /* of the connecting side, for each answer */
 #define RP_HANDSHAKE_ACCEPT_MS 1000     /* of the accepting side: others wait meanwhile */
 #define RP_REASON_MAX 128

@@ -14,7 +14,7 @@
 #define RUN_BYTES (RUN_HEADER + RP_HELD_RUN * 16u)
 #define BASE_NS 5000000000ull           /* all the hashes may take this … */
 #define NS_PER_PAGE 4000u               /* … and as long as 4 MB/s take for each 16 bytes */
-enum { ASK_WANTED = 1, ASK_STALE = 2 };
+enum { ASK_WANTED = 1, ASK_STALE = 2, ASK_SUMS = 4 };
 
 static uint64_t deadline(uint64_t pages)
 {
@@ -37,7 +37,7 @@ int rp_held_send_ask(struct rp_conn *c, const struct rp_held_ask *ask, struct rp
     uint8_t msg[ASK_BYTES] = {0};
     if (rp_fault(RP_FAULT_LINK_ASK))
         return rp_error_set(err, EIO, "asking for what the standby holds: fault point");
-    rp_st32(msg, (ask->wanted ? ASK_WANTED : 0) | (ask->stale ? ASK_STALE : 0));
+    rp_st32(msg, (ask->wanted ? ASK_WANTED : 0) | (ask->stale ? ASK_STALE : 0) | (ask->sums ? ASK_SUMS : 0));
     return failed(err, rp_conn_send(c, msg, sizeof(msg)), "asking for what the standby holds");
 }
 
@@ -47,7 +47,7 @@ int rp_held_receive_ask(struct rp_conn *c, struct rp_held_ask *out, struct rp_er
     int rc = rp_conn_recv_all(c, msg, sizeof(msg), rp_clock_ns() + ASK_MS * 1000000ull);
     if (rc < 0)
         return failed(err, rc, "waiting for what the primary asks");
-    *out = (struct rp_held_ask){.wanted = rp_ld32(msg) & ASK_WANTED, .stale = rp_ld32(msg) & ASK_STALE};
+    *out = (struct rp_held_ask){.wanted = rp_ld32(msg) & ASK_WANTED, .stale = rp_ld32(msg) & ASK_STALE, .sums = rp_ld32(msg) & ASK_SUMS};
     return 0;
 }
 

@@ -2,7 +2,7 @@
  * held.h - what a standby holds of a VM's RAM, page by page, so that a session may begin with what differs. docs/link.md.
  *
  *   primary                                   standby        on the control connection, right after its WELCOME
- *     ASK  wanted?  stale?  ─────────────────►
+ *     ASK  wanted?  stale?  sums?  ──────────►
  *        ◄──────  if wanted: runs of page hashes (digest.h), pages of zeroes left out, ascending; a run of none ends them
  *
  * The hashes are the standby's word. A wrong one costs the standby its epoch: the RAM digest at the epoch's end differs, and it
@@ -26,6 +26,7 @@ struct rp_held {
 struct rp_held_ask {
     bool wanted;                /* the hashes are to come */
     bool stale;                 /* outputs have left since: no epoch that was made before may be entered */
+    bool sums;                  /* what its disks hold is to come, behind the hashes (sums.h) */
 };
 /* The primary's side. */
 int rp_held_send_ask(struct rp_conn *c, const struct rp_held_ask *ask, struct rp_error *err) RP_MUST_CHECK;

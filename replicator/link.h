@@ -18,6 +18,7 @@
 #include "core/sink.h"
 #include "replicator/bundle.h"
 #include "replicator/handshake.h"
+#include "replicator/sums.h"
 
 /* Why the primary says goodbye. */
 enum rp_bye {
@@ -43,6 +44,10 @@ struct rp_link_config {
     uint64_t gfn_end;           /* of the VM's RAM: the hashes of what the standby holds of it are asked for; 0: they are not */
     bool stale;                 /* what it holds may not be entered any more: outputs have left since */
     uint64_t term;              /* of the lease under which the VM runs: the standby looks whether its own is the same; 0: not said */
+    /* Do copies of the VM's private disks at `have` have to be made whole? Then what they hold is asked for; `size_bytes` (zeroes before):
+     * of the disks, 0: not private. In the call that connects. May be NULL: it is not asked for. */
+    bool (*whole_disks)(void *ctx, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS]);
+    void *ctx;
 };
 
 /* Connects and shakes hands (blocks). A lane or a spare way that cannot be had is an event and is tried again later; without
@@ -54,6 +59,8 @@ struct rp_disk_base rp_link_sink_disks(const struct rp_sink *s);
 /* The hash of each page that the standby holds (cfg.gfn_end of them): malloc'ed, the caller's from now on. NULL, the second time
  * too: all of RAM has to travel, *why says in a few words why. */
 struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *s, const char **why);
+/* The sums of what its copies of the disks hold: the caller's from now on, to rp_disk_sums_fini. No lists, the second time too: all travels. */
+void rp_link_sink_take_sums(struct rp_sink *s, struct rp_disk_sums *out);
 /* Says goodbye: everything emitted was committed before. Any thread but a callback's. The sink's cancel then waits up to a
  * second for the standby to close first. */
 int rp_link_sink_bye(struct rp_sink *s, enum rp_bye why, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
@@ -106,6 +113,8 @@ struct rp_link_recv_config {
     int (*admit)(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err);
     /* It was admitted: what do the copies of its private disks hold? Likewise. May be NULL: nothing. */
     void (*disks)(void *ctx, const struct rp_hello *hello, struct rp_disk_base *out);
+    /* It wants to know what they hold, block by block: lent until the session is over. Likewise. May be NULL: nothing is known. */
+    void (*sums)(void *ctx, struct rp_disk_sums *out);
     /* It says that what the image holds may not be entered any more: outputs have left since. Likewise. May be NULL. */
     void (*stale)(void *ctx);
     /* No primary is connected (any more): again and again while the next one is waited for. Likewise. May be NULL. */

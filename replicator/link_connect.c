@@ -107,10 +107,14 @@ static const char *cannot_resync(const struct rp_link_config *cfg, const struct 
 static int ask_held(struct link_sink *s, struct rp_conn *c, const struct rp_welcome *w, struct rp_error *err)
 {
     s->why_full = cannot_resync(&s->cfg, &w->held);
+    uint64_t size_bytes[RP_DISK_SUMS_DISKS] = {0};
     struct rp_held_ask ask = {.wanted = !s->why_full, .stale = s->cfg.stale};
+    ask.sums = s->cfg.whole_disks && s->cfg.whole_disks(s->cfg.ctx, &w->disks, size_bytes);
     int rc = set_mending(s, c) ? rp_held_send_ask(c, &ask, err) : rp_error_set(err, ECANCELED, "the session is over");
     if (rc == 0 && ask.wanted)
         rc = rp_held_receive(c, &w->held, &s->held, err);
+    if (rc == 0 && ask.sums)
+        rc = rp_sums_receive(c, size_bytes, &s->sums, err);
     set_mending(s, NULL);
     if (rc < 0)
         rp_conn_close(c);

@@ -28,6 +28,7 @@ struct link_sink {
     struct rp_disk_base disks;          /* of the WELCOME; constant once connected */
     struct rp_hash128 *held;            /* control thread: what the standby holds, until it is taken */
     const char *why_full;               /* control thread: held is NULL */
+    struct rp_disk_sums sums;           /* control thread: what its disks hold, until they are taken */
     struct rp_hello hello;              /* what every connection of the session says; mend thread once started */
     pthread_t reader, beater, mender;
     bool started;

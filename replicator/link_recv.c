@@ -330,6 +330,14 @@ static void *join_main(void *arg)
 
 /* --- sessions --- */
 
+static int tell_sums(struct rp_link_recv *r, struct rp_conn *c, struct rp_error *err)
+{
+    struct rp_disk_sums sums = {0};
+    if (r->cfg.sums)
+        r->cfg.sums(r->cfg.ctx, &sums);
+    return rp_sums_send(c, &sums, err);
+}
+
 /* It was welcomed: tells it what is held here, if it wants to know. -EAGAIN: it is not the one, and was closed. */
 static int tell_held(struct rp_link_recv *r, struct rp_conn *c)
 {
@@ -341,6 +349,8 @@ static int tell_held(struct rp_link_recv *r, struct rp_conn *c)
         r->cfg.stale(r->cfg.ctx);
     if (rc == 0 && ask.wanted)
         rc = pages ? rp_held_send(c, pages, &why) : rp_error_set(&why, EPROTO, "it asks for pages that are not held here");
+    if (rc == 0 && ask.sums)
+        rc = tell_sums(r, c, &why);
     set_guest(r, NULL, false);
     if (rc == 0)
         return 0;

@@ -373,6 +373,7 @@ static void link_destroy(struct rp_sink *base)
     rp_bundle_destroy(s->bundle);
     rp_control_fini(&s->control);
     free(s->held);
+    rp_disk_sums_fini(&s->sums);
     pthread_cond_destroy(&s->change);
     pthread_mutex_destroy(&s->lock);
     free(s);
@@ -452,6 +453,13 @@ struct rp_hash128 *rp_link_sink_take_held(struct rp_sink *base, const char **why
     s->held = NULL;
     *why = s->why_full;
     return held;
+}
+
+void rp_link_sink_take_sums(struct rp_sink *base, struct rp_disk_sums *out)
+{
+    struct link_sink *s = of(base);
+    *out = s->sums;
+    s->sums = (struct rp_disk_sums){0};
 }
 
 /* Waits until `what`, `failed` or the session's end. 0, -ECANCELED, -EPIPE, -ETIMEDOUT. */

@@ -109,6 +109,13 @@ static void try_outputs(struct rp_protect *p)
         rp_events_emit(p->events, p->next_epoch - 1, "OUTPUTS_OPEN", "{\"reason\": \"no standby can take over any more\"}");
 }
 
+/* Does this standby lack whole disks? See struct rp_link_config. */
+static bool whole_disks(void *ctx, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS])
+{
+    struct rp_protect *p = ctx;
+    return p->src->ops->disk_whole && p->src->ops->disk_whole(p->src, have, size_bytes);
+}
+
 static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_error *err)
 {
     uint64_t held;
@@ -117,9 +124,13 @@ static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_e
     cfg.gfn_end = p->resyncs_failed < RP_RESYNCS_MAX ? p->info.ram.gfn_end : 0;
     cfg.stale = !outputs_held(p);
     cfg.term = p->cfg.owner.term ? p->cfg.owner.term(p->cfg.owner.ctx) : 0;
+    cfg.whole_disks = p->sums_failed ? NULL : whole_disks;
+    cfg.ctx = p;
     int rc = rp_link_sink_create(&cfg, sink, &held, err);
-    if (rc == -EPROTO && cfg.gfn_end)
-        p->resyncs_failed = RP_RESYNCS_MAX;    /* what it says it holds is nothing to build upon */
+    if (rc == -EPROTO && (cfg.gfn_end || cfg.whole_disks)) {     /* what it says it holds is nothing to build upon */
+        p->resyncs_failed = RP_RESYNCS_MAX;
+        p->sums_failed = true;
+    }
     return rc;
 }
 

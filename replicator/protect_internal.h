@@ -35,6 +35,7 @@ struct rp_protect {
     struct rp_error switch_why;     /* lock */
     uint64_t next_epoch;            /* protect thread: numbers go on from run to run */
     unsigned resyncs_failed;        /* protect thread: in a row */
+    bool sums_failed;               /* protect thread: the disks are copied without what the standby says that they hold, once */
     const char *why_full;           /* protect thread: why the run brings all of RAM */
 };
 

@@ -55,12 +55,16 @@ static void tell_sync(struct rp_protect *p, const struct rp_engine_stats *s)
         rp_events_emit(p->events, s->committed, "FULL_SYNC", "{\"bytes\": %llu, \"ram-bytes\": %llu, \"reason\": \"%s\"}",
                        (unsigned long long)s->sync.wire_bytes, (unsigned long long)s->ram_bytes,
                        p->resyncs_failed >= RP_RESYNCS_MAX ? "resyncs before it have failed" : p->why_full);
+    if (s->disk_sync_bytes)
+        rp_events_emit(p->events, s->committed, "DISK_SYNC", "{\"bytes\": %llu, \"equal-bytes\": %llu}",
+                       (unsigned long long)s->disk_sync_bytes, (unsigned long long)s->disk_equal_bytes);
 }
 
 /* A run has ended: may the next one build upon what the standby says it holds? A standby that refuses what it was sent is not
  * believed a second time; a link that breaks twice may be its doing. */
 static void judge_resync(struct rp_protect *p, int rc, bool whole)
 {
+    p->sums_failed = !whole && (p->sums_failed || rc == -EPROTO);
     if (whole || !p->last.resync)
         p->resyncs_failed = 0;
     else
@@ -195,9 +199,13 @@ enum rp_protect_verdict rp_protect_run(struct rp_protect *p, struct rp_sink *sin
     cfg.have = rp_link_sink_disks(sink);
     struct rp_hash128 *held = rp_link_sink_take_held(sink, &p->why_full);
     cfg.held = held;
+    struct rp_disk_sums sums;
+    rp_link_sink_take_sums(sink, &sums);
+    cfg.sums = &sums;
     int rc = rp_engine_create(p->src, sink, RP_RUN_CONTINUOUS, &cfg, p->events, &e, err);
     free(held);
     if (rc < 0) {
+        rp_disk_sums_fini(&sums);
         not_dead(sink, cfg.first_epoch - 1);
         return RP_PROTECT_LOST;
     }
@@ -235,5 +243,6 @@ enum rp_protect_verdict rp_protect_run(struct rp_protect *p, struct rp_sink *sin
         not_dead(sink, committed);
     sink->ops->cancel(sink);    /* it calls the engine until then */
     rp_engine_destroy(e);
+    rp_disk_sums_fini(&sums);
     return v;
 }

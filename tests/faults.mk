@@ -16,6 +16,7 @@ link-path:        tests/unit/test_lanes.c
 link-spare:       tests/unit/test_lanes.c
 link-ask:         tests/unit/test_resync.c
 link-held:        tests/unit/test_resync.c
+link-sums:        tests/unit/test_resync.c
 image-spill:      tests/unit/test_resync.c
 lease-acquire:    tests/unit/test_lease.c
 lease-renew:      tests/unit/test_lease.c

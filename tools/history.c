@@ -26,6 +26,7 @@ static const struct { const char *name, *says; } decisions[] = {
     {"PROTECTED", "protected from here on"},
     {"RESYNC", "the standby was sent what differed"},
     {"FULL_SYNC", "the standby was sent all of memory"},
+    {"DISK_SYNC", "the standby was sent what it lacked of the disks"},
     {"PROTECT_LOST", "the standby was lost"},
     {"UNPROTECTED", "protection ended"},
     {"OUTPUTS_OPEN", "outputs that were held may leave"},

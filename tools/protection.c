@@ -357,8 +357,9 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
                                              "sent-pages", (json_int_t)e->sync.sent_pages, "equal-pages", (json_int_t)e->sync.equal_pages,
                                              "sent-bytes", (json_int_t)e->sync.wire_bytes));
     if (e->disk_sync_bytes || e->disk_bytes)
-        json_object_set_new(o, "disks", json_pack("{s:I, s:I, s:I}", "copy-bytes", (json_int_t)e->disk_sync_bytes, "copied-bytes",
-                                                  (json_int_t)e->disk_done_bytes, "sent-bytes", (json_int_t)e->disk_bytes));
+        json_object_set_new(o, "disks", json_pack("{s:I, s:I, s:I, s:I}", "copy-bytes", (json_int_t)e->disk_sync_bytes, "copied-bytes",
+                                                  (json_int_t)e->disk_done_bytes, "equal-bytes",
+                                                  (json_int_t)e->disk_equal_bytes, "sent-bytes", (json_int_t)e->disk_bytes));
     json_object_set_new(o, "codecs", codecs(&e->encode));
     json_object_set_new(o, "unchanged-pages", json_integer((json_int_t)atomic_load(&e->encode.unchanged)));
     json_object_set_new(o, "memory-bytes", json_integer((json_int_t)e->arena_bytes));

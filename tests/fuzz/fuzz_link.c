@@ -8,6 +8,7 @@
 #include "replicator/frame.h"
 #include "replicator/gather.h"
 #include "replicator/handshake.h"
+#include "replicator/sums.h"
 #include "tests/fuzz/fuzz.h"
 
 #include <errno.h>
@@ -316,6 +317,31 @@ static void held(struct fz *f)
     rp_conn_close(&k->base);
 }
 
+/* … and of disks. Nothing is kept but sums of blocks that our disks have. */
+static void sums(struct fz *f)
+{
+    uint64_t sizes[RP_DISK_SUMS_DISKS];
+    struct rp_disk_sums got = {0};
+    struct rp_error err = {0};
+    for (unsigned i = 0; i < RP_DISK_SUMS_DISKS; i++) {
+        uint64_t pages = fz_u16(f);
+        sizes[i] = fz_u8(f) % 2 ? pages * RP_PAGE_SIZE : 0;
+    }
+    struct fake *k = fake_make(f->p, f->left);
+    if (rp_sums_receive(&k->base, sizes, &got, &err) == 0) {
+        for (unsigned i = 0; i < RP_DISK_SUMS_DISKS; i++) {
+            const struct rp_disk_sum_list *l = &got.disks[i];
+            FZ_HOLDS(!l->blocks || (l->sums && rp_disk_sums_possible(l->block_bytes, l->blocks) && (uint64_t)l->blocks * l->block_bytes <= sizes[i]));
+        }
+        rp_disk_sums_fini(&got);
+    } else {
+        FZ_HOLDS(err.text[0]);
+        for (unsigned i = 0; i < RP_DISK_SUMS_DISKS; i++)
+            FZ_HOLDS(!got.disks[i].sums);
+    }
+    rp_conn_close(&k->base);
+}
+
 static void control(struct fz *f)
 {
     struct rp_control c;
@@ -348,6 +374,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case 2: control(&f); break;
     case 3: frame_alone(&f); break;
     case 4: held(&f); break;
+    case 5: sums(&f); break;
     default: lanes(&f); break;
     }
     return 0;

@@ -25,12 +25,23 @@ static struct standby standby;
 static _Atomic unsigned stale;          /* how often a primary has said that what is held is so */
 static _Atomic bool closing;
 static _Atomic bool disown_fails, disown_waits;
+static bool with_disks;                 /* the source has private disks, which lack all, and the standby knows what it holds of them */
+static struct rp_disk_sums known;       /* what it knows */
+static _Atomic unsigned lent;           /* how often it was asked */
+static struct { _Atomic unsigned runs; struct rp_disk_sums sums; } disk_run;    /* of the source's disks: how many, and what the newest one was given */
 #define RETRY_MS 20         /* between a loss and the next attempt */
 
 static void on_stale(void *ctx)
 {
     (void)ctx;
     atomic_fetch_add(&stale, 1);
+}
+
+static void on_sums(void *ctx, struct rp_disk_sums *out)
+{
+    (void)ctx;
+    *out = known;
+    atomic_fetch_add(&lent, 1);
 }
 
 /* Serves one session after the other; the image stays. */
@@ -47,7 +58,7 @@ static void serve(const char *scheme, uint64_t staging_bytes)
 {
     struct rp_error err = {0};
     struct rp_image_ops image = {.ctx = &standby, .ram = standby_ram};
-    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = 20000, .stale = on_stale};
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = 20000, .stale = on_stale, .sums = on_sums};
     struct rp_listener *l;
     char text[100];
     const char *host = strcmp(scheme, "rdma") == 0 ? getenv("RP_RDMA_ADDRESS") : "127.0.0.1";
@@ -80,6 +91,74 @@ static int on_disown(void *ctx, struct rp_error *err)
     return atomic_load(&disown_fails) ? rp_error_set(err, EIO, "the storage is gone") : 0;
 }
 
+/* --- the source's disks --- */
+
+#define BLOCK RP_DISK_SUMS_BLOCK_MIN
+static const uint64_t disk_sizes[RP_DISK_SUMS_DISKS] = {3000ull * BLOCK + 512, 0, 5 * BLOCK, 0, 100ull * BLOCK};
+
+static bool disk_whole(struct rp_source *s, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS])
+{
+    (void)s, (void)have;
+    memcpy(size_bytes, disk_sizes, sizeof(disk_sizes));
+    return true;
+}
+
+static int disk_start(struct rp_source *s, const struct rp_disk_run *run, struct rp_error *err)
+{
+    (void)s, (void)err;
+    rp_disk_sums_fini(&disk_run.sums);
+    disk_run.sums = *run->sums;
+    memset(run->sums, 0, sizeof(*run->sums));
+    atomic_fetch_add(&disk_run.runs, 1);
+    return 0;
+}
+
+static void disk_stop(struct rp_source *s) { (void)s; }
+
+static int disk_pull(struct rp_source *s, struct rp_buf *out, size_t max_bytes, struct rp_error *err)
+{
+    (void)s, (void)out, (void)max_bytes, (void)err;
+    return 0;
+}
+
+static void disk_progress(struct rp_source *s, struct rp_disk_progress *out)
+{
+    (void)s;
+    *out = (struct rp_disk_progress){.sync_bytes = 40, .done_bytes = 40, .equal_bytes = 30};
+}
+
+static void make_disks(void)
+{
+    static const uint32_t blocks[RP_DISK_SUMS_DISKS] = {2500, 0, 700, 9};   /* of disk 2 more than the source has; of 3, which is not private, some */
+    for (unsigned d = 0; d < RP_DISK_SUMS_DISKS; d++) {
+        known.disks[d] = (struct rp_disk_sum_list){.seed = d * 1000000007ull, .block_bytes = BLOCK, .blocks = blocks[d]};
+        known.disks[d].sums = blocks[d] ? malloc(blocks[d] * sizeof(struct rp_hash128)) : NULL;
+        for (uint32_t i = 0; i < blocks[d]; i++)
+            known.disks[d].sums[i] = (struct rp_hash128){d * 10000 + i, ~(uint64_t)i};
+    }
+    with_disks = true;
+}
+
+static bool same_lists(const struct rp_disk_sums *got)
+{
+    static const uint32_t blocks[RP_DISK_SUMS_DISKS] = {2500, 0, 5};        /* within both */
+    for (unsigned d = 0; d < RP_DISK_SUMS_DISKS; d++) {
+        const struct rp_disk_sum_list *l = &got->disks[d];
+        if (l->blocks != blocks[d] || (blocks[d] && (l->seed != known.disks[d].seed || l->block_bytes != BLOCK)))
+            return false;
+        for (uint32_t i = 0; i < blocks[d]; i++)
+            if (memcmp(&l->sums[i], &known.disks[d].sums[i], sizeof(l->sums[i])) != 0)
+                return false;
+    }
+    return true;
+}
+
+static void free_disks(void)
+{
+    rp_disk_sums_fini(&known);
+    rp_disk_sums_fini(&disk_run.sums);
+}
+
 /* Random contents of a fixed part of the frames; the others are zeroes. Their writer is left out when `quiet`. */
 static struct rp_protect *protect(bool quiet)
 {
@@ -96,6 +175,13 @@ static struct rp_protect *protect(bool quiet)
         }
     pthread_mutex_unlock(&fake.run);
     ops = *fake.base.ops;
+    if (with_disks) {
+        ops.disk_start = disk_start;
+        ops.disk_stop = disk_stop;
+        ops.disk_whole = disk_whole;
+        ops.disk_pull = disk_pull;
+        ops.disk_progress = disk_progress;
+    }
     fake.base.ops = &ops;
     cr_assert_eq(rp_events_create(256, &events), 0);
     cr_assert_eq(rp_protect_start(&fake.base, events, &cfg, true, &p, &err), 0, "%s", err.text);
@@ -364,6 +450,75 @@ Test(resync, INV2_the_primary_dies_in_the_middle)
     standby_free(&standby);
 }
 
+/* --- what its disks hold --- */
+
+static void sums_arrive(const char *scheme)
+{
+    make_disks();
+    serve(scheme, 64u << 20);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    cr_assert_eq(atomic_load(&disk_run.runs), 1u);
+    cr_assert(same_lists(&disk_run.sums));
+    for (uint64_t i = 1; i <= 2; i++) {     /* and again, behind the hashes of pages */
+        cut_link(p, i);
+        write_pages(PAGES / 100);
+        wait_protected(p, i);
+        cr_assert(status.engine.resync);
+        cr_assert_eq(atomic_load(&disk_run.runs), 1u + i);
+        cr_assert(same_lists(&disk_run.sums));
+    }
+    cr_assert_eq(atomic_load(&lent), 3u);
+    cr_assert_eq(status.engine.disk_equal_bytes, 30u);
+    cr_assert_eq(count_events("DISK_SYNC", "{\"bytes\": 40, \"equal-bytes\": 30}"), 3u);
+    finish_quiet(p);
+    free_disks();
+}
+
+Test(resync, unix_what_the_disks_hold_is_told) { sums_arrive("unix"); }
+Test(resync, tcp_what_the_disks_hold_is_told) { sums_arrive("tcp"); }
+Test(resync, rdma_what_the_disks_hold_is_told) { sums_arrive("rdma"); }
+
+/* Nobody asks when no disk has to be made whole. */
+Test(resync, what_the_disks_hold_is_not_asked_for_in_vain)
+{
+    make_disks();
+    with_disks = false;
+    serve("unix", 64u << 20);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    cr_assert_eq(atomic_load(&lent), 0u);
+    cr_assert_eq(count_events("DISK_SYNC", ""), 0u);
+    finish_quiet(p);
+    free_disks();
+}
+
+/* The standby breaks off at every message of its lists, in turn; the next attempt brings them. */
+Test(resync, fault_saying_what_the_disks_hold)
+{
+    enum { MESSAGES = 9 };      /* three lists, of 2,500, 700 and 9 sums, in parts of 1,024; and the end */
+    make_disks();
+    serve("unix", 64u << 20);
+    struct rp_protect *p = protect(true);
+    wait_protected(p, 0);
+    for (uint64_t nth = 1; nth <= MESSAGES + 1; nth++) {
+        char what[32];
+        unsigned runs = atomic_load(&disk_run.runs), asked = atomic_load(&lent);
+        snprintf(what, sizeof(what), "link-sums:%lu", nth);
+        atomic_store(&disown_waits, true);
+        cut_link(p, nth);
+        arm(what);
+        atomic_store(&disown_waits, false);
+        wait_protected(p, nth);
+        cr_assert_eq(rp_fault_fired(), nth <= MESSAGES, "%s", what);
+        cr_assert_eq(atomic_load(&lent) - asked, nth <= MESSAGES ? 2u : 1u);
+        cr_assert_eq(atomic_load(&disk_run.runs), runs + 1);
+        cr_assert(same_lists(&disk_run.sums), "%s", what);
+    }
+    finish_quiet(p);
+    free_disks();
+}
+
 /* --- a standby that lies --- */
 
 /* What a hostile one says after its WELCOME: runs as they travel, then the end (or not). */
@@ -373,14 +528,27 @@ struct lie {
     uint32_t n[2];
     unsigned runs;
     bool ends;
+    struct { uint32_t disk, block_bytes, blocks; } lists[2];    /* of what its disks hold, instead; blocks 0: none */
 };
 static const struct lie lies[] = {
-    {"beyond the end", "holds 2 pages", {PAGES - 1}, {2}, 1, true},
-    {"far beyond", "holds 1 pages", {UINT64_MAX}, {1}, 1, true},
-    {"more than a run may have", "holds 1025 pages", {0}, {1025}, 1, true},
-    {"backwards", "after 0xc", {10, 4}, {2, 2}, 2, true},
-    {"not its digest's", "not those of its digest", {0}, {4}, 1, true},
-    {"half of it", "waiting for the pages", {0}, {4}, 1, false},
+    {"beyond the end", "holds 2 pages", {PAGES - 1}, {2}, 1, true, {{0}}},
+    {"far beyond", "holds 1 pages", {UINT64_MAX}, {1}, 1, true, {{0}}},
+    {"more than a run may have", "holds 1025 pages", {0}, {1025}, 1, true, {{0}}},
+    {"backwards", "after 0xc", {10, 4}, {2, 2}, 2, true, {{0}}},
+    {"not its digest's", "not those of its digest", {0}, {4}, 1, true, {{0}}},
+    {"half of it", "waiting for the pages", {0}, {4}, 1, false, {{0}}},
+    {.what = "a disk there cannot be", .told = "blocks of 65536 bytes of disk 8", .ends = true, .lists = {{8, BLOCK, 1}}},
+    {.what = "far beyond", .told = "disk 4294967295", .ends = true, .lists = {{UINT32_MAX, BLOCK, 1}}},
+    {.what = "a disk twice", .told = "of disk 2, after disk 2", .ends = true, .lists = {{2, BLOCK, 3}, {2, BLOCK, 3}}},
+    {.what = "backwards", .told = "of disk 0, after disk 2", .ends = true, .lists = {{2, BLOCK, 3}, {0, BLOCK, 3}}},
+    {.what = "more blocks than a list may have", .told = "knows 1048577 blocks", .ends = true, .lists = {{0, BLOCK, (1u << 20) + 1}}},
+    {.what = "as many as can be said", .told = "knows 4294967295 blocks", .ends = true, .lists = {{0, BLOCK, UINT32_MAX}}},
+    {.what = "blocks of nothing", .told = "blocks of 0 bytes", .ends = true, .lists = {{0, 0, 1}}},
+    {.what = "blocks of pages", .told = "blocks of 4096 bytes", .ends = true, .lists = {{0, 4096, 1}}},
+    {.what = "odd blocks", .told = "blocks of 65537 bytes", .ends = true, .lists = {{0, BLOCK + 1, 1}}},
+    {.what = "huge blocks", .told = "blocks of 2147483648 bytes", .ends = true, .lists = {{0, 1u << 31, 1}}},
+    {.what = "half of a list", .told = "waiting for what the standby's disks hold", .lists = {{0, BLOCK, 1000}}},
+    {.what = "no end", .told = "waiting for what the standby's disks hold", .lists = {{0, BLOCK, 10}, {2, BLOCK, 10}}},
 };
 
 static struct {
@@ -397,6 +565,25 @@ static int liar_judge(void *ctx, const struct rp_hello *h, struct rp_welcome *w,
     w->epoch = 3;
     w->held = (struct rp_held){.gfn_end = PAGES, .sum = {1, 2}};
     return 0;
+}
+
+/* Lists as they travel, of sums that are zeroes; at most 900 of each. */
+static void lie_of_disks(struct rp_conn *c, const struct lie *lie)
+{
+    static uint8_t list[24 + 900 * 16];
+    int rc = 0;
+    for (unsigned i = 0; i < 2 && lie->lists[i].blocks && rc == 0; i++) {
+        uint32_t blocks = lie->lists[i].blocks;
+        rp_st32(list, lie->lists[i].disk);
+        rp_st32(list + 4, lie->lists[i].block_bytes);
+        rp_st32(list + 16, blocks);
+        rc = rp_conn_send(c, list, 24 + (blocks < 900 ? blocks : 900) * 16);
+    }
+    memset(list, 0, 24);
+    if (rc == 0 && lie->ends)
+        rc = rp_conn_send(c, list, 24);
+    if (rc < 0)
+        printf("the primary has had enough\n");
 }
 
 static void *liar_main(void *arg)
@@ -423,6 +610,8 @@ static void *liar_main(void *arg)
             rp_st32(run + 8, 0);
             if (ask->wanted && liar.lie->ends && rp_conn_send(c, run, 16) < 0)
                 printf("the primary has had enough\n");
+            if (ask->sums)
+                lie_of_disks(c, liar.lie);
         }
         rp_conn_close(c);
     }
@@ -449,6 +638,12 @@ static void liar_stop(void)
     rp_listener_close(liar.l);
 }
 
+static bool whole(void *ctx, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS])
+{
+    (void)ctx;
+    return disk_whole(NULL, have, size_bytes);
+}
+
 /* INV-4: refused with the place and the reason; nothing is kept of it. */
 Test(resync, INV4_a_list_that_is_none_is_refused)
 {
@@ -458,6 +653,10 @@ Test(resync, INV4_a_list_that_is_none_is_refused)
         uint64_t held;
         atomic_store(&closing, false);
         struct rp_link_config cfg = {.uri = liar_start(&lies[i]), .vm_name = "fake", .gfn_end = PAGES};
+        if (lies[i].lists[0].blocks) {
+            cfg.gfn_end = 0;
+            cfg.whole_disks = whole;
+        }
         cr_assert_lt(rp_link_sink_create(&cfg, &sink, &held, &err), 0, "%s", lies[i].what);
         cr_assert(strstr(err.text, lies[i].told), "%s: %s", lies[i].what, err.text);
         liar_stop();
@@ -475,6 +674,22 @@ Test(resync, a_liar_is_not_believed_twice)
     liar_stop();
     cr_assert(liar.asked[0].wanted);
     cr_assert(!liar.asked[1].wanted);
+    rp_protect_stop(p, RP_PROTECT_LEAVE);
+    fake_stop(&fake);
+    rp_events_destroy(events);
+}
+
+Test(resync, a_liar_about_disks_is_not_believed_twice)
+{
+    struct rp_protect *p;
+    with_disks = true;
+    standby.uri = liar_start(&lies[sizeof(lies) / sizeof(lies[0]) - 3]);
+    p = protect(true);
+    for (unsigned ms = 0; ms < LONG_MS && liar.served < 2; ms++)
+        usleep(1000);
+    liar_stop();
+    cr_assert(liar.asked[0].sums);
+    cr_assert(!liar.asked[1].sums);
     rp_protect_stop(p, RP_PROTECT_LEAVE);
     fake_stop(&fake);
     rp_events_destroy(events);
