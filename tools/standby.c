@@ -122,10 +122,11 @@ static void stay_alone(struct rp_standby *s, bool seek)
         rp_fence_follow(s->vm->fence, s->term);
 }
 
-/* A primary was admitted, and nothing came of it. */
+/* Nobody is being served; and should a primary have been admitted, nothing came of it. */
 static void on_alone(void *ctx)
 {
     struct rp_standby *s = ctx;
+    rp_replica_session(s->replica, false);
     if (rp_standby_state(s) == RP_STANDBY_SYNCING)
         stay_alone(s, !rp_fence_is_none(s->vm->fence));
 }
@@ -143,9 +144,16 @@ static void on_disks(void *ctx, const struct rp_hello *hello, struct rp_disk_bas
 {
     struct rp_standby *s = ctx;
     struct rp_replica_status st;
+    rp_replica_session(s->replica, true);
     rp_replica_status(s->replica, &st);
     if (memcmp(st.vm_id, hello->vm_id, sizeof(st.vm_id)) == 0)
         *out = st.base;
+}
+
+static void on_sums(void *ctx, struct rp_disk_sums *out)
+{
+    struct rp_standby *s = ctx;
+    rp_replica_lend(s->replica, out);
 }
 
 static int open_replica(struct rp_standby *s, struct rp_error *err)
@@ -276,7 +284,7 @@ static void on_event(void *ctx)
 
 static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, struct rp_error *err)
 {
-    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .stale = on_stale, .ctx = s};
+    struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .sums = on_sums, .stale = on_stale, .ctx = s};
     struct rp_uri uri;
     struct rp_listener *l;
     int rc = rp_uri_parse(p->listen, &uri, err);
@@ -369,9 +377,10 @@ static void add_disks(struct rp_standby *s, json_t *o)
     struct rp_replica_status st;
     rp_replica_status(s->replica, &st);
     if (st.kept)
-        json_object_set_new(o, "disks", json_pack("{s:i, s:b, s:b, s:I, s:I, s:I}", "kept", (int)st.kept, "whole", (int)st.whole, "failed",
+        json_object_set_new(o, "disks", json_pack("{s:i, s:b, s:b, s:I, s:I, s:I, s:I}", "kept", (int)st.kept, "whole", (int)st.whole, "failed",
                                                   (int)st.failed, "epoch", (json_int_t)st.epoch, "backlog-bytes", (json_int_t)st.backlog_bytes,
-                                                  "synced-bytes", (json_int_t)st.sync_bytes));
+                                                  "synced-bytes", (json_int_t)st.sync_bytes, "summed-bytes",
+                                                  (json_int_t)st.summed_bytes));
 }
 
 json_t *rp_standby_query(struct rp_vm *vm)

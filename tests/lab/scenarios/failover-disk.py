@@ -5,6 +5,8 @@ transport=tcp|rdma|unix, lease=file|none, hosts=1: both sides on one host, fault
 remembers, then the disk is compared from outside, and the old host becomes the standby. With private disks the old primary's disk is
 first refused to a new VM, and before every other round the standby is killed in the middle of taking or applying an epoch.
 """
+import json
+
 from lab import BlkGuest
 from lab.pair import Pair, sides
 
@@ -72,6 +74,15 @@ def unsuitable(lab, pair, host):
     pair.standby_options = []
 
 
+def resynced_by_sums(lab, pair, guest):
+    """The old primary's disk got what differs, and what was equal already was not sent."""
+    events = json.loads(pair.primary.run(f"reprise history {guest.name} --json").output)
+    syncs = [event["data"] for event in events if event["name"] == "DISK_SYNC"]
+    lab.check(syncs, f"{pair.primary} did not say what its standby was sent of the disk")
+    lab.log(f"the disk on {pair.standby}: {syncs[-1]}")
+    lab.check(0 < syncs[-1]["equal-bytes"] <= syncs[-1]["bytes"], f"all of the old disk was sent: {syncs[-1]}")
+
+
 def one_round(lab, pair, guest):
     old = pair.primary
     guest.must_write(lab.random.randint(10, 300))
@@ -111,6 +122,8 @@ def run(lab):
         old = one_round(lab, pair, guest)
         pair.stand_by(old)
         pair.protect()
+        if private(lab):
+            resynced_by_sums(lab, pair, guest)
     guest.must_write(50)
     lab.log(f"at the end {guest.disk_must_agree()} blocks agree")
     for host in (a, b):
