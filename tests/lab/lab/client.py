@@ -57,9 +57,9 @@ class LocalAgent(Agent):
             pass
 
     def close(self):
-        for child in self.running.values():
+        for number, child in self.running.items():
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                self.send({"id": number, "sig": signal.SIGKILL})    # it may end by itself just now
 
 
 class Client:
