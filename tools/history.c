@@ -1,5 +1,6 @@
 /* `reprise history` and `reprise explain`: what happened to a VM, on whichever hosts, and why (INV-7). */
 #include "tools/client.h"
+#include "tools/event_names.h"
 #include "tools/verbs.h"
 
 #include <errno.h>
@@ -21,48 +22,18 @@ static const struct rp_opt history_options[] = {
     {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Print JSON for programs."},
 };
 
-/* Events that are decisions, and what the sentence begins with. */
-static const struct { const char *name, *says; } decisions[] = {
-    {"PROTECTED", "protected from here on"},
-    {"RESYNC", "the standby was sent what differed"},
-    {"FULL_SYNC", "the standby was sent all of memory"},
-    {"DISK_SYNC", "the standby was sent what it lacked of the disks"},
-    {"PROTECT_LOST", "the standby was lost"},
-    {"UNPROTECTED", "protection ended"},
-    {"OUTPUTS_OPEN", "outputs that were held may leave"},
-    {"LEASE_HELD", "the lease was taken"},
-    {"LEASE_ADVANCED", "the lease moved to its next term"},
-    {"LEASE_LOST", "the lease was lost, outputs were shut"},
-    {"LEASE_REGAINED", "the lease is held again, and nobody was in between"},
-    {"LEASE_NOT_RELEASED", "the lease could not be given up"},
-    {"CHECKPOINT_DELAYED", "a cut was put off"},
-    {"SWITCHED", "handed over to the standby"},
-    {"SWITCHED_HERE", "taken over from a source that handed it over"},
-    {"TAKEN_OVER", "taken over from a primary that was lost"},
-    {"TAKEOVER_WAITS", "the lease is held, but a disk cannot be opened here yet"},
-    {"STANDBY_BEHIND", "the standby may not run what it holds"},
-    {"STANDBY_FORGOT", "the standby forgot what it held"},
-    {"PRIMARY_LOST", "the standby lost its primary"},
-    {"CODEC", "a codec was switched"},
-    {"CAPTURE", "capture of dirty pages"},
-    {"EPOCH_LENGTH", "the length of epochs was changed"},
-    {"THROTTLE", "the guest was slowed down"},
-    {"LANE_LOST", "a connection of the link was lost"},
-    {"STOP", "paused"},
-    {"RESUME", "runs"},
-};
-
 static const char *str(const json_t *o, const char *key)
 {
     const char *s = json_string_value(json_object_get(o, key));
     return s ? s : "";
 }
 
+/* What a decision's sentence begins with; NULL: it is none. */
 static const char *says(const char *name)
 {
-    for (size_t i = 0; i < sizeof(decisions) / sizeof(decisions[0]); i++)
-        if (strcmp(decisions[i].name, name) == 0)
-            return decisions[i].says;
+    for (const struct rp_event_name *e = rp_event_names; e->name; e++)
+        if (strcmp(e->name, name) == 0)
+            return e->says;
     return NULL;
 }
 

@@ -1,5 +1,6 @@
 /* QMP commands that only ask. Names and fields are those of QEMU where the meaning is the same (its qapi folder). */
 #include "core/clock.h"
+#include "tools/event_names.h"
 #include "tools/qmp_tables.h"
 #include "tools/standby.h"
 #include "tools/version.h"
@@ -73,16 +74,9 @@ static int query_commands(struct rp_qmp_call *call, struct rp_error *err)
 
 static int query_events(struct rp_qmp_call *call, struct rp_error *err)
 {
-    static const char *const names[] = {"STOP", "RESUME", "POWERDOWN", "RESET", "SHUTDOWN", "GUEST_FAILED", "DEVICE_BROKEN",
-                                        "BALLOON_CHANGE", "JOB_STATUS_CHANGE", "CHECKPOINT_COMPLETED", "CHECKPOINT_FAILED", "PROTECTED", "PROTECT_LOST", "UNPROTECTED",
-                                        "OUTPUTS_OPEN", "SWITCHED", "SWITCHED_HERE", "TAKEN_OVER", "TAKEOVER_WAITS", "ENTERED", "PRIMARY_CONNECTED",
-                                        "PRIMARY_LOST", "STANDBY_READY", "STANDBY_BEHIND", "STANDBY_FORGOT", "LEASE_HELD", "LEASE_LOST",
-                                        "LEASE_REGAINED", "LEASE_ADVANCED", "LEASE_NOT_RELEASED", "STORAGE_NOT_RELEASED", "STORAGE_NOT_REGAINED",
-                                        "RESYNC", "FULL_SYNC", "STANDBY_GONE", "WAITS_HERE", "EPOCH_LENGTH", "THROTTLE", "CODEC", "CAPTURE",
-                                        "LANE_LOST", "LANE_BACK", "LANE_MISSING", "PATH_LOST", "PATH_BACK", "SPARE_MISSING", "TRANSPORT_DEGRADED"};
     json_t *list = json_array();
-    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        json_array_append_new(list, json_pack("{s:s}", "name", names[i]));
+    for (const struct rp_event_name *e = rp_event_names; e->name; e++)
+        json_array_append_new(list, json_pack("{s:s}", "name", e->name));
     return answer(call, list, err);
 }
 

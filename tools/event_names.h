@@ -1,0 +1,12 @@
+/* event_names.h - the events there are (core/event.h), for who lists them and for who explains them. tests/check/lint compares it with what is emitted. */
+#ifndef RP_TOOLS_EVENT_NAMES_H
+#define RP_TOOLS_EVENT_NAMES_H
+
+struct rp_event_name {
+    const char *name;
+    const char *says;       /* how the sentence about it begins, when it is a decision; else NULL */
+};
+/* Constant; ends with a name that is NULL. */
+extern const struct rp_event_name rp_event_names[];
+
+#endif
