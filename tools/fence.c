@@ -12,6 +12,8 @@
 
 #define LOOK_MS_MIN 50u
 #define RETRY_MS 100u           /* after the storage failed */
+#define SEES_MS 200u            /* a term that is another one may have moved on just now: how long it is waited for */
+#define NONE_TERMS 100000000000000000ull    /* from here on: a clock's ns, which is what a lease that is none has for a term (lease.c) */
 
 struct rp_fence {
     struct rp_fence_config cfg;
@@ -181,7 +183,7 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     struct rp_lease_grant g;
     struct rp_error why = {0};
     uint64_t again_ns = 0;
-    bool behind = false;
+    bool behind = false, other = false;     /* other: a lease that has never come to where the VM was */
     int rc = rp_lease_query(f->lease, &h, &why);
     if (rc == 0) {
         note_holder(f, &h);
@@ -193,8 +195,7 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
         rc = rp_lease_try(f->lease, &g, &again_ns, &why);
     if (rc == 0 && !behind && !f->none && follow && g.term != follow + 1) {
         behind = true;
-        if (g.term <= follow)
-            snprintf(h.owner, sizeof(h.owner), "this is not the VM's lease: nobody");
+        other = g.term <= follow;
         if (rp_lease_release(f->lease, NULL) < 0) {
             /* it runs out by itself */
         }
@@ -202,7 +203,8 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     if (behind) {
         pthread_mutex_lock(&f->lock);
         if (f->state == RP_FENCE_WAITING) {
-            rp_error_exit(&f->why, RP_EXIT_REFUSED, ESTALE, "%s has held the lease since (term %llu after our %llu)",
+            rp_error_exit(&f->why, RP_EXIT_REFUSED, ESTALE, other ? "this is not the VM's lease: %s had it at term %llu, the VM ran under %llu"
+                                                                  : "%s has held the lease since (term %llu after our %llu)",
                           h.owner[0] ? h.owner : "somebody else", (unsigned long long)h.term, (unsigned long long)follow);
             set_state(f, RP_FENCE_BEHIND);
         }
@@ -233,7 +235,14 @@ static unsigned look_once(struct rp_fence *f)
     return ms < LOOK_MS_MIN ? LOOK_MS_MIN : ms;
 }
 
-#define NONE_TERMS 100000000000000000ull    /* from here on: a clock's ns, which is what a lease that is none has for a term */
+/* 0, or what the storage failed with. */
+static int query(struct rp_fence *f, struct rp_lease_holder *h, struct rp_error *err)
+{
+    pthread_mutex_lock(&f->op);
+    int rc = rp_lease_query(f->lease, h, err);
+    pthread_mutex_unlock(&f->op);
+    return rc;
+}
 
 int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err)
 {
@@ -241,18 +250,17 @@ int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err)
     struct rp_error why = {0};
     if (f->none != (term >= NONE_TERMS))
         return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "--lease none on one side only: this one has %s", f->where);
-    for (unsigned tries = 0; !f->none && tries < 2; tries++) {     /* it may just have moved on */
-        pthread_mutex_lock(&f->op);
-        int rc = rp_lease_query(f->lease, &h, &why);
-        pthread_mutex_unlock(&f->op);
-        if (rc < 0)
-            rp_log(RP_LOG_WARN, "whether the primary's lease is the one here cannot be seen: %s", why.text);
-        if (rc < 0 || h.term == term)
-            return 0;
-        nanosleep(&(struct timespec){.tv_nsec = LOOK_MS_MIN * 4000000}, NULL);
+    if (f->none)
+        return 0;
+    int rc = query(f, &h, &why);
+    if (rc == 0 && h.term != term) {
+        nanosleep(&(struct timespec){.tv_nsec = SEES_MS * 1000000}, NULL);
+        rc = query(f, &h, &why);
     }
-    return f->none ? 0 : rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is at term %llu, the primary's at %llu: not the same storage?",
-                                       (unsigned long long)h.term, (unsigned long long)term);
+    if (rc < 0)
+        rp_log(RP_LOG_WARN, "whether the primary's lease is the one here cannot be seen: %s", why.text);
+    return rc < 0 || h.term == term ? 0 : rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is at term %llu, the primary's at %llu: "
+                                                        "not the same storage?", (unsigned long long)h.term, (unsigned long long)term);
 }
 
 /* --- the thread --- */

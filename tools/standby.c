@@ -33,28 +33,7 @@ enum rp_standby_state rp_standby_state(struct rp_standby *s)
     return state;
 }
 
-static int new_entry(struct rp_standby *s, struct rp_error *err);
-
 /* --- the serving thread --- */
-
-/* S2 */
-static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
-{
-    struct rp_standby *s = ctx;
-    if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");
-    if (hello->term && rp_fence_sees(s->vm->fence, hello->term, err) < 0)
-        return err->code;
-    /* No epoch is held, or it would have been refused already: a machine that was made for another VM goes. */
-    if (s->machine && memcmp(rp_machine_cfg(s->machine)->vm_id, hello->vm_id, sizeof(hello->vm_id)) != 0 && new_entry(s, err) < 0)
-        return err->code;
-    pthread_mutex_lock(&s->lock);
-    snprintf(s->peer, sizeof(s->peer), "%s", peer);
-    pthread_mutex_unlock(&s->lock);
-    rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
-    rp_standby_set_state(s, RP_STANDBY_SYNCING);
-    return 0;
-}
 
 /* The machine around the image's RAM, outputs shut (S3). A primary is protected only once it is known that this host can run the VM: the
  * first whole epoch is entered to see it. Disks are opened at the takeover: as long as epochs are applied to them they are not a machine's. */
@@ -176,6 +155,26 @@ static int new_entry(struct rp_standby *s, struct rp_error *err)
     if (rc == 0 && s->recv)
         rp_link_recv_image(s->recv, rp_entry_image(s->entry));
     return rc;
+}
+
+/* S2 */
+static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
+{
+    struct rp_standby *s = ctx;
+    /* First: a primary that is refused must not have the fence stand back. */
+    if (hello->term && rp_fence_sees(s->vm->fence, hello->term, err) < 0)
+        return err->code;
+    if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");
+    /* No epoch is held, or it would have been refused already: a machine that was made for another VM goes. */
+    if (s->machine && memcmp(rp_machine_cfg(s->machine)->vm_id, hello->vm_id, sizeof(hello->vm_id)) != 0 && new_entry(s, err) < 0)
+        return err->code;
+    pthread_mutex_lock(&s->lock);
+    snprintf(s->peer, sizeof(s->peer), "%s", peer);
+    pthread_mutex_unlock(&s->lock);
+    rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
+    rp_standby_set_state(s, RP_STANDBY_SYNCING);
+    return 0;
 }
 
 static int forget(struct rp_standby *s, struct rp_error *err)

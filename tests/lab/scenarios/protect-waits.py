@@ -1,6 +1,6 @@
 """Whatever a VM's protection waits for, its process answers: a standby that is silent, a lease whose holder has died, both ways.
 
-Issue "the main job": the VM comes first. One host, two sides; a listener that accepts and never speaks stands for the hung standby.
+Issue "the main job": the VM comes first. And a standby that waits is not put off by whoever it refuses. One host, two sides; a listener that accepts and never speaks stands for the hung standby.
 """
 import json
 import time
@@ -35,6 +35,26 @@ def protect(side, guest, uri, lease):
 def boot(lab, pair, side):
     pair.boot(side)
     lab.wait_until(lambda: '"running"' in pair.status(), 20, "the guest runs")
+
+
+def refused_and_taken_over(lab, pair, guest, x, y, z):
+    """A standby that waits for a silent primary's lease refuses another instance with another lease, and goes on waiting."""
+    image, other = "/mnt/shared/instance", "file:/mnt/shared/lease-other"
+    (lab.shared / "lease-other").mkdir()
+    x.run(f"reprise checkpoint {guest.name} file:{image}")
+    x.run(f"{pair.protect_command()} --lease-ttl 4s")
+    x.hang()
+    lab.wait_until(lambda: '"alone"' in y.run(f"reprise status {guest.name} --json").output, 20, "the standby misses its primary")
+    guest.tap = z.tap
+    guest.prepare(z.host)
+    z.background(f"exec reprise restore file:{image} --net tap:{z.tap}")
+    lab.wait_until(lambda: z.run(f"reprise status {guest.name}", check=False).rc == 0, 20, "another instance runs")
+    refused = z.run(f"reprise protect {guest.name} {pair.uri(y)} --key {KEY} --lease {other}", check=False)
+    lab.check(refused.rc == 5 and "not the same storage" in refused.output, f"another lease: exit code {refused.rc}:\n{refused.output}")
+    z.run(f"reprise quit {guest.name}")
+    lab.wait_until(lambda: '"running"' in y.run(f"reprise status {guest.name} --json").output, 20, "the standby has taken over")
+    lab.log("another lease was refused, and the silent primary taken over")
+    x.resume()
 
 
 def run(lab):
@@ -81,4 +101,5 @@ def run(lab):
     lab.log(f"a lease whose holder has died: {states}, exit code {job.rc}")
     lab.check(job.rc == 0 and "leasing" in states, f"protecting under a dead holder's lease: {states}, exit code {job.rc}:\n{job.output}")
     x.run(f"reprise unprotect {guest.name}")
+    refused_and_taken_over(lab, pair, guest, x, y, Side(host, "z", 3))
     host.kernel_log_must_be_clean()
