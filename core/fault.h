@@ -36,6 +36,7 @@
     X(25, LINK_HELD, "link-held")            /* the standby breaks off in the middle of saying which pages it holds */ \
     X(26, IMAGE_SPILL, "image-spill")        /* a resync that does not fit the staging memory fails where it goes on in RAM */ \
     X(27, LINK_SUMS, "link-sums")            /* the standby breaks off in the middle of saying what its disks hold */ \
+    X(28, GUEST_ASKS, "guest-asks")          /* what the guest asked for (off, reset) is served late: stall */ \
     X(40, JOURNAL_WRITE, "journal-write")    /* a write to the journal of a standby's disks */ \
     X(41, JOURNAL_SYNC, "journal-sync")      /* … its fdatasync, which makes an epoch's disk writes count */ \
     X(42, REPLICA_WRITE, "replica-write")    /* a write to a standby's disk */ \

@@ -29,6 +29,7 @@ replica-sync:     tests/unit/test_replica.c
 disk-mark:        tests/unit/test_disks.c
 cut:              tests/unit/test_machine.c
 load-section:     tests/unit/test_machine.c
+guest-asks:       tests/unit/test_machine.c
 takeover-claimed: tests/lab/scenarios/fault-matrix.py
 takeover-entered: tests/lab/scenarios/fault-matrix.py
 takeover-runs:    tests/lab/scenarios/fault-matrix.py

@@ -20,7 +20,7 @@ static void take_apart(struct rp_vm *vm, struct rp_guest_ram *ram)
     rp_fence_bind(vm->fence, NULL);
     rp_machine_dissolve(vm->machine, ram);
     vm->machine = NULL;
-    vm->fence_taken = vm->fence_paused = false;
+    vm->fence_taken = false;
     vm->stop_deadline_ns = 0;
     vm->options->paused = false;
 }

@@ -77,11 +77,12 @@ static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp
 
 static int start(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int rc = 0;
     if (vm->fence)
         rp_fence_bind(vm->fence, vm->machine);
-    if (!o->paused)
-        rc = rp_machine_state(vm->machine) == RP_VM_CREATED ? rp_machine_start(vm->machine, err) : rp_machine_resume(vm->machine, err);
+    /* Who starts a VM wants it to run, whatever it did when it was cut. */
+    int rc = (o->paused ? rp_machine_pause : rp_machine_resume)(vm->machine, RP_PAUSE_USER, err);
+    if (rc == 0)
+        rc = rp_machine_start(vm->machine, err);
     if (rc == 0 && o->pair.protect)
         rc = rp_protection_start(vm, &o->pair, true, err);
     return rc;

@@ -25,7 +25,6 @@ struct rp_protection {
     bool ending;                    /* control: rp_protection_end was called */
     int event_fd;                   /* the protect thread has something for the control thread */
     _Atomic bool pause_wanted;      /* it wants the machine to stand still */
-    bool paused;                    /* control: and it does */
     _Atomic uint64_t yielded;       /* the term that was given up for a switchover, 0: none was */
 };
 
@@ -102,15 +101,7 @@ static void on_event(void *ctx)
     if (eventfd_read(p->event_fd, &n) < 0)
         return;
     bool want = atomic_load(&p->pause_wanted);
-    int rc = 0;
-    if (want && !p->paused && rp_machine_state(p->vm->machine) == RP_VM_RUNNING) {
-        rc = rp_machine_pause(p->vm->machine, &err);
-        p->paused = rc == 0;
-    } else if (!want && p->paused) {
-        rc = rp_machine_resume(p->vm->machine, &err);
-        p->paused = false;
-    }
-    if (rc < 0)
+    if (want != rp_protection_pauses(p->vm) && (want ? rp_machine_pause : rp_machine_resume)(p->vm->machine, RP_PAUSE_STANDBY, &err) < 0)
         rp_log(RP_LOG_ERROR, "--on-loss pause: %s", err.text);
     if (rp_protection_switched(p->vm))
         rp_vm_moved(p->vm, NULL);       /* p may be gone */
@@ -173,7 +164,7 @@ static void forget(struct rp_vm *vm)
 {
     struct rp_protection *p = vm->protection;
     struct rp_error err = {0};
-    if (p->paused && rp_machine_state(vm->machine) == RP_VM_PAUSED && rp_machine_resume(vm->machine, &err) < 0)
+    if (rp_protection_pauses(vm) && rp_machine_state(vm->machine) == RP_VM_PAUSED && rp_machine_resume(vm->machine, RP_PAUSE_STANDBY, &err) < 0)
         rp_log(RP_LOG_ERROR, "--on-loss pause is over, and the VM cannot go on: %s", err.text);
     vm->protection = NULL;
     if (p->event_fd >= 0) {
@@ -260,7 +251,7 @@ void rp_protection_restart(struct rp_vm *vm)
 
 bool rp_protection_pauses(const struct rp_vm *vm)
 {
-    return vm->protection && vm->protection->paused;
+    return vm->machine && (rp_machine_paused(vm->machine) & RP_PAUSE_STANDBY);
 }
 
 bool rp_protection_active(const struct rp_vm *vm)

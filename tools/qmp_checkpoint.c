@@ -85,7 +85,7 @@ static int settle(struct checkpoint *c, struct rp_engine *e, int rc, struct rp_e
         return rc;
     struct rp_machine *m = c->vm->machine;
     if (rc == 0 && c->then != THEN_GO_ON)
-        rc = rp_machine_pause(m, err);
+        rc = rp_machine_pause(m, RP_PAUSE_USER, err);
     struct rp_source *src = rp_machine_source(m);
     int rc2 = src->ops->resume(src, rc == 0 ? err : NULL);      /* stays still when it is paused */
     return rc < 0 ? rc : rc2;

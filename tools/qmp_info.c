@@ -192,6 +192,16 @@ static int query_history(struct rp_qmp_call *call, struct rp_error *err)
 }
 
 /* Ours: what `reprise status` shows, in one answer. */
+static json_t *paused_by(const struct rp_machine *m)
+{
+    static const struct { enum rp_pause why; const char *name; } names[] = {{RP_PAUSE_USER, "user"}, {RP_PAUSE_LEASE, "lease"}, {RP_PAUSE_STANDBY, "standby"}};
+    json_t *all = json_array();
+    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (rp_machine_paused(m) & names[i].why)
+            json_array_append_new(all, json_string(names[i].name));
+    return all;
+}
+
 static int query_vm(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
@@ -202,8 +212,8 @@ static int query_vm(struct rp_qmp_call *call, struct rp_error *err)
     const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     char uuid[37];
     uuid_text(cfg->vm_id, uuid);
-    return answer(call, json_pack("{s:s, s:s, s:s, s:s, s:i, s:I, s:i, s:i, s:i, s:I, s:s}", "name", vm->name, "uuid", uuid, "status",
-                                  state_name(vm->machine), "failure", rp_machine_failure(vm->machine), "pid", (int)getpid(), "memory-bytes",
+    return answer(call, json_pack("{s:s, s:s, s:s, s:o, s:s, s:i, s:I, s:i, s:i, s:i, s:I, s:s}", "name", vm->name, "uuid", uuid, "status",
+                                  state_name(vm->machine), "paused-by", paused_by(vm->machine), "failure", rp_machine_failure(vm->machine), "pid", (int)getpid(), "memory-bytes",
                                   (json_int_t)ram_bytes(vm), "vcpus", (int)cfg->vcpus, "disks", (int)cfg->ndisks, "nics", (int)cfg->nnics,
                                   "uptime-ms", (json_int_t)((rp_wall_ns() - vm->started_wall_ns) / 1000000u), "version", RP_VERSION_TEXT),
                   err);

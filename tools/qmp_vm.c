@@ -7,26 +7,21 @@
 static int cmd_stop(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
-    return rp_machine_state(vm->machine) == RP_VM_PAUSED ? 0 : rp_machine_pause(vm->machine, err);
+    return rp_machine_pause(vm->machine, RP_PAUSE_USER, err);
 }
 
 static int cmd_cont(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
-    if (vm->fence_paused)
+    int rc = rp_machine_resume(vm->machine, RP_PAUSE_USER, err);
+    unsigned still = rc == 0 ? rp_machine_paused(vm->machine) : 0;
+    if (still & RP_PAUSE_LEASE)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because its lease was lost; it goes on by itself when "
                              "nobody has run it since", vm->name);
-    if (rp_protection_pauses(vm))
+    if (still & RP_PAUSE_STANDBY)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because it has no standby (--on-loss pause); it goes on "
                              "when it is protected again, or unprotect it first", vm->name);
-    switch (rp_machine_state(vm->machine)) {
-    case RP_VM_RUNNING:
-        return 0;
-    case RP_VM_CREATED:
-        return rp_machine_start(vm->machine, err);
-    default:
-        return rp_machine_resume(vm->machine, err);
-    }
+    return rc;
 }
 
 static int cmd_powerdown(struct rp_qmp_call *call, struct rp_error *err)

@@ -64,7 +64,10 @@ static void print_one(json_t *vm)
 {
     size_t i;
     json_t *v;
-    printf("%s: %s%s%s\n", str(vm, "name"), str(vm, "status"), *str(vm, "failure") ? ": " : "", str(vm, "failure"));
+    printf("%s: %s", str(vm, "name"), str(vm, "status"));
+    json_array_foreach(json_object_get(vm, "paused-by"), i, v)
+        printf("%s %s", i ? "," : " by", json_string_value(v));
+    printf("%s%s\n", *str(vm, "failure") ? ": " : "", str(vm, "failure"));
     if (json_object_get(vm, "standby")) {
         printf("  %-24s %lld\n", "pid", num(vm, "pid"));
         rp_standby_print(json_object_get(vm, "standby"));

@@ -73,7 +73,9 @@ static int run_here(struct rp_standby *s, struct rp_error *err)
     vm->fence_losses = rp_fence_losses(vm->fence);
     vm->fence_taken = true;
     rp_fence_bind(vm->fence, vm->machine);
-    int rc = s->o->paused ? 0 : rp_machine_resume(vm->machine, err);
+    int rc = s->o->paused ? rp_machine_pause(vm->machine, RP_PAUSE_USER, err) : 0;
+    if (rc == 0)
+        rc = rp_machine_start(vm->machine, err);
     if (rp_fault(RP_FAULT_TAKEOVER_RUNS))
         rp_log(RP_LOG_WARN, "fault point: nothing is left that could fail");
     return rc;

@@ -43,7 +43,6 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     struct rp_fence *fence;     /* vm_fence.h; NULL: no lease */
     int fence_fd;
     _Atomic bool fence_taken;   /* the protect thread may take it, too */
-    bool fence_paused;          /* because the lease is lost */
     uint64_t fence_losses;      /* of its losses, those that were seen to */
     struct rp_protection *protection;   /* protection.h; NULL: not protected */
     struct rp_standby *standby; /* standby.h; NULL: not waiting for anything */

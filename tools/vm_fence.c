@@ -19,12 +19,8 @@ static void on_changed(void *ctx)
 static void stand_still(struct rp_vm *vm)
 {
     struct rp_error err = {0};
-    if (!vm->machine || vm->fence_paused || rp_machine_state(vm->machine) != RP_VM_RUNNING)
-        return;
-    if (rp_machine_pause(vm->machine, &err) < 0)
+    if (vm->machine && rp_machine_pause(vm->machine, RP_PAUSE_LEASE, &err) < 0)
         rp_log(RP_LOG_ERROR, "the lease is lost, and the VM cannot be paused: %s", err.text);
-    else
-        vm->fence_paused = true;
 }
 
 /* Nobody has run it since: it goes on under the new term. */
@@ -38,9 +34,8 @@ static void go_on(struct rp_vm *vm)
         struct rp_source *src = rp_machine_source(vm->machine);
         src->ops->gate(src, false);
     }
-    if (vm->fence_paused && rp_machine_resume(vm->machine, &err) < 0)
+    if (rp_machine_resume(vm->machine, RP_PAUSE_LEASE, &err) < 0)
         rp_log(RP_LOG_ERROR, "the lease is held again, and the VM cannot go on: %s", err.text);
-    vm->fence_paused = false;
 }
 
 static void give_up(struct rp_vm *vm)

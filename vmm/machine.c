@@ -1,6 +1,8 @@
 /* The machine's life: start, pause, resume, reset, end; see machine.h. Making one is machine_make.c's. */
 #include "vmm/machine_internal.h"
 
+#include "core/fault.h"
+#include "core/log.h"
 #include "vmm/devices.h"
 #include "vmm/power.h"
 #include "vmm/vcpu_state.h"
@@ -135,9 +137,13 @@ static void *asker_main(void *arg)
         unsigned asks;
         if (read(m->ask_fd, &n, sizeof n) != sizeof n)
             continue;
-        asks = atomic_exchange(&m->asks, 0);
+        asks = atomic_load(&m->asks);
+        atomic_store(&m->serving, asks);
+        atomic_fetch_and(&m->asks, ~asks);
         if (asks & RP_ASK_STOP)
             return NULL;
+        if (asks && rp_fault(RP_FAULT_GUEST_ASKS))
+            rp_log(RP_LOG_WARN, "fault point: it takes \":stall\" to be late");
         serve_asks(m, asks);
     }
 }
@@ -166,6 +172,8 @@ static int bring_up(struct rp_machine *m, struct rp_error *err)
         return 0;
     if (!m->asker_started)
         rc = start_asker(m, err);
+    if (rc == 0 && atomic_load(&m->asks))
+        rp_machine_ask(m, 0);           /* it came with the epoch */
     if (rc == 0)
         rc = rp_loop_start(m->loop, err);
     if (rc == 0)
@@ -174,30 +182,52 @@ static int bring_up(struct rp_machine *m, struct rp_error *err)
     return rc;
 }
 
+/* Control held. */
+static int run_unless_paused(struct rp_machine *m, struct rp_error *err)
+{
+    enum rp_run_state was = rp_machine_state(m);
+    int rc = 0;
+
+    if (!m->may_run || atomic_load(&m->paused) || was == RP_VM_RUNNING)
+        return 0;
+    rc = bring_up(m, err);
+    if (rc < 0)
+        return rc;
+    excuse_pause(m);
+    set_state(m, RP_VM_RUNNING);
+    rp_machine_run(m);
+    if (was == RP_VM_PAUSED)
+        rp_events_emit(m->events, m->newest_epoch, "RESUME", "{}");
+    return 0;
+}
+
+static int refuse_ended(struct rp_error *err)
+{
+    return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
+}
+
 int rp_machine_start(struct rp_machine *m, struct rp_error *err)
 {
     int rc = 0;
 
     pthread_mutex_lock(&m->control);
-    if (atomic_load(&m->state) != RP_VM_CREATED)
+    if (m->may_run)
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has been started already");
+    m->may_run = true;
     if (rc == 0)
-        rc = bring_up(m, err);
-    if (rc == 0) {
-        set_state(m, RP_VM_RUNNING);
-        rp_machine_run(m);
-    }
+        rc = run_unless_paused(m, err);
     pthread_mutex_unlock(&m->control);
     return rc;
 }
 
-int rp_machine_pause(struct rp_machine *m, struct rp_error *err)
+int rp_machine_pause(struct rp_machine *m, enum rp_pause why, struct rp_error *err)
 {
     int rc = 0;
 
     pthread_mutex_lock(&m->control);
+    atomic_fetch_or(&m->paused, (unsigned)why);
     if (ended(m)) {
-        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
+        rc = refuse_ended(err);
     } else if (atomic_load(&m->state) == RP_VM_RUNNING) {
         rp_machine_stand_still(m, false);
         set_state(m, RP_VM_PAUSED);
@@ -207,24 +237,20 @@ int rp_machine_pause(struct rp_machine *m, struct rp_error *err)
     return rc;
 }
 
-int rp_machine_resume(struct rp_machine *m, struct rp_error *err)
+int rp_machine_resume(struct rp_machine *m, enum rp_pause why, struct rp_error *err)
 {
-    int rc = 0;
+    int rc;
 
     pthread_mutex_lock(&m->control);
-    if (ended(m)) {
-        rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
-    } else if (atomic_load(&m->state) != RP_VM_RUNNING) {
-        rc = bring_up(m, err);
-        if (rc == 0) {
-            excuse_pause(m);
-            set_state(m, RP_VM_RUNNING);
-            rp_machine_run(m);
-            rp_events_emit(m->events, m->newest_epoch, "RESUME", "{}");
-        }
-    }
+    atomic_fetch_and(&m->paused, ~(unsigned)why);
+    rc = ended(m) ? refuse_ended(err) : run_unless_paused(m, err);
     pthread_mutex_unlock(&m->control);
     return rc;
+}
+
+unsigned rp_machine_paused(const struct rp_machine *m)
+{
+    return atomic_load(&m->paused);
 }
 
 void rp_machine_powerdown(struct rp_machine *m)
@@ -277,6 +303,7 @@ static int reset(struct rp_machine *m, bool patient, struct rp_error *err)
         if (m->started)
             rp_machine_stand_still(m, false);
         pthread_mutex_lock(&m->lock);
+        atomic_store(&m->serving, 0);   /* before it runs, and asks for the next */
         rc = rp_machine_power_on(m, err);
         if (rc == 0)
             rc = rp_machine_boot(m, err);

@@ -2,7 +2,10 @@
  * machine.h - one virtual machine: made from a config, driven by a control thread.
  *
  * States:  CREATED ─start─► RUNNING ◄─resume/pause─► PAUSED ─► (any) STOPPED (guest powered off, quit)
- *          CREATED ─rp_machine_enter(image)─► PAUSED (an epoch's state) ─resume─► RUNNING
+ *          CREATED ─rp_machine_enter(image)─► PAUSED (an epoch's state) ─start─► RUNNING
+ *
+ * Once started it runs as long as there is no reason to stand still. The reasons are a set: each is set and dropped by whom it concerns,
+ * and the administrator's travels in the epoch.
  *
  * Threads: "main" (control: these calls), "io" (vmm/loop.h), "vcpu N". The machine lock guards devices; lock order
  * is control lock > machine lock (docs/threads.md). vCPU threads never block on I/O or on a peer.
@@ -86,9 +89,19 @@ void rp_machine_destroy(struct rp_machine *m);  /* drains disks, joins all threa
 /* The same, but its RAM is left in *ram, the caller's from then on (rp_guest_ram_fini, or another machine's `adopt`). */
 void rp_machine_dissolve(struct rp_machine *m, struct rp_guest_ram *ram);
 
-int rp_machine_start(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* threads up, vCPUs running */
-int rp_machine_pause(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* quiesce and stay; event STOP */
-int rp_machine_resume(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK; /* event RESUME */
+/* Why it stands still; bits. */
+enum rp_pause {
+    RP_PAUSE_USER = 1,          /* the administrator asked for it */
+    RP_PAUSE_LEASE = 2,         /* its lease is lost */
+    RP_PAUSE_STANDBY = 4,       /* it has no standby, and is not to run without (--on-loss pause) */
+};
+/* After creation or entering, once: from now on it runs, or waits for the end of what it stands still for. */
+int rp_machine_start(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
+/* One more reason to stand still, in any state; event STOP when it ran. */
+int rp_machine_pause(struct rp_machine *m, enum rp_pause why, struct rp_error *err) RP_MUST_CHECK;
+/* One less; it runs when that was the last, event RESUME. */
+int rp_machine_resume(struct rp_machine *m, enum rp_pause why, struct rp_error *err) RP_MUST_CHECK;
+unsigned rp_machine_paused(const struct rp_machine *m);     /* the reasons that there are: enum rp_pause. Any thread */
 void rp_machine_powerdown(struct rp_machine *m);    /* ACPI power button; event POWERDOWN */
 int rp_machine_reset(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* event RESET; kernel loaded again */
 void rp_machine_quit(struct rp_machine *m);         /* asks rp_machine_wait to return */

@@ -43,6 +43,13 @@ struct rp_machine_state {
 };
 extern const struct rp_state_table rp_machine_table;
 
+/* What the machine was about to do at a cut. */
+struct rp_run {
+    uint32_t paused;            /* by the administrator */
+    uint32_t asked;             /* RP_ASK_RESET, RP_ASK_OFF: asked for by the guest, and not done yet */
+};
+extern const struct rp_state_table rp_run_table;
+
 struct rp_machine {
     struct rp_machine_config cfg;       /* constant after creation; strings owned */
     struct rp_events *events;           /* borrowed, may be NULL */
@@ -72,6 +79,8 @@ struct rp_machine {
     pthread_mutex_t control;            /* who starts, stops, cuts, resets */
     pthread_cond_t uncut;               /* cut became false, or going true */
     _Atomic int state;                  /* enum rp_run_state; written with control held */
+    _Atomic unsigned paused;            /* enum rp_pause; written with control held */
+    bool may_run;                       /* control: rp_machine_start was called */
     bool started;                       /* control: threads are up */
     bool cut;                           /* control: between a source's cut and resume */
     bool going;                         /* control: it is being destroyed; a cut that is left open stays so */
@@ -81,6 +90,7 @@ struct rp_machine {
     char failure[192];                  /* written before state becomes FAILED */
 
     _Atomic unsigned asks;              /* RP_ASK_*; set by any thread, then ask_fd */
+    _Atomic unsigned serving;           /* of them, what the thread is at: until that is done it is in the one or the other */
     int ask_fd, end_fd;
     pthread_t asker;
     bool asker_started;

@@ -42,6 +42,28 @@ const struct rp_state_table rp_machine_table = {
     .name = "machine", .version = 1, .size = sizeof(struct rp_machine_state),
     .fields = fields, .nfields = sizeof fields / sizeof fields[0], .validate = validate};
 
+static int validate_run(const void *state, struct rp_error *err)
+{
+    const struct rp_run *s = state;
+
+    return (s->asked & ~(uint32_t)(RP_ASK_RESET | RP_ASK_OFF)) == 0 && s->paused <= 1 ? 0
+        : rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "run: paused %u, asked %#x", s->paused, s->asked);
+}
+
+static const struct rp_field run_fields[] = {RP_U32(struct rp_run, paused, 1), RP_U32(struct rp_run, asked, 2)};
+const struct rp_state_table rp_run_table = {
+    .name = "run", .version = 1, .size = sizeof(struct rp_run),
+    .fields = run_fields, .nfields = sizeof run_fields / sizeof run_fields[0], .validate = validate_run};
+
+/* An epoch of before there was this section is of a machine that ran. */
+static int decode_run(const struct rp_sections *s, struct rp_run *out, struct rp_error *err)
+{
+    struct rp_section sec;
+
+    memset(out, 0, sizeof *out);
+    return rp_sections_find(s, rp_run_table.name, 0, &sec) ? rp_section_decode(&rp_run_table, &sec, out, err) : 0;
+}
+
 static int decode_machine(const struct rp_sections *s, struct rp_machine_state *out, struct rp_error *err)
 {
     struct rp_section sec;
@@ -77,6 +99,7 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
 {
     struct rp_clock_state clock;
     struct rp_section machine = {.instance = 0, .version = rp_machine_table.version};
+    struct rp_run run = {.paused = (atomic_load(&m->paused) & RP_PAUSE_USER) != 0};
     int rc = 0;
 
     rp_vcpus_save(m->vcpus);
@@ -87,6 +110,10 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     machine.len = (uint32_t)m->st_bytes.len;
     if (m->st_bytes.failed || rp_sections_put(out, &machine) < 0)
         rc = rp_error_set(err, ENOMEM, "machine: out of memory");
+    run.asked = atomic_load(&m->asks);          /* in this order: what is not there any more is in the other */
+    run.asked = (run.asked | atomic_load(&m->serving)) & (RP_ASK_RESET | RP_ASK_OFF);
+    if (rc == 0)
+        rc = add(out, &rp_run_table, 0, &run, err);
     for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {     /* while the vCPUs take their own (VCPU-4) */
         const struct rp_device *d = &m->devices[i];
         if (d->ops->save)
@@ -293,7 +320,8 @@ static int no_strangers(const struct rp_machine *m, const struct rp_sections *s,
     size_t pos = 0;
 
     while (rp_sections_next(s, &pos, &sec)) {
-        bool known = strcmp(sec.name, "machine") == 0 || strcmp(sec.name, "clock") == 0 || strcmp(sec.name, "history") == 0
+        bool known = strcmp(sec.name, "machine") == 0 || strcmp(sec.name, "run") == 0 || strcmp(sec.name, "clock") == 0
+            || strcmp(sec.name, "history") == 0
             || (strcmp(sec.name, "vcpu") == 0 && sec.instance < m->vcpus->n);
         for (unsigned i = 0; i < m->ndevices && !known; i++)
             known = strcmp(sec.name, m->devices[i].section) == 0 && sec.instance == m->devices[i].instance;
@@ -307,8 +335,15 @@ static int no_strangers(const struct rp_machine *m, const struct rp_sections *s,
 /* Control and machine lock held. */
 static int enter_sections(struct rp_machine *m, const struct rp_sections *s, bool rehearsal, struct rp_error *err)
 {
+    struct rp_run run;
     int rc = no_strangers(m, s, err);
 
+    if (rc == 0)
+        rc = decode_run(s, &run, err);
+    if (rc == 0 && !rehearsal) {
+        atomic_store(&m->paused, (atomic_load(&m->paused) & ~(unsigned)RP_PAUSE_USER) | (run.paused ? RP_PAUSE_USER : 0));
+        atomic_store(&m->asks, run.asked);
+    }
     if (rc == 0)
         rc = enter_machine(m, s, err);
     if (rc == 0)

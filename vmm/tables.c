@@ -17,6 +17,7 @@
 
 const struct rp_state_table *const rp_vmm_tables[] = {
     &rp_machine_table,
+    &rp_run_table,
     &rp_clock_table,
     &rp_vcpu_table,
     &rp_irqchip_table,

@@ -44,11 +44,11 @@ Test(machine, runs_pauses_resumes)
     need_kvm("idle");
     m = boot("idle", "", 1, 64);
     wait_beats(m, 0, 5);
-    cr_assert_eq(rp_machine_pause(m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_pause(m, RP_PAUSE_USER, &err), 0, "%s", err.text);
     n = beats(m, 0);
     usleep(20000);
     cr_assert_eq(beats(m, 0), n, "a paused guest goes on");
-    cr_assert_eq(rp_machine_resume(m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_resume(m, RP_PAUSE_USER, &err), 0, "%s", err.text);
     wait_beats(m, 0, 5);
     rp_machine_quit(m);
     cr_assert_eq(rp_machine_state(m), RP_VM_SHUTDOWN);
@@ -111,7 +111,7 @@ Test(machine, who_goes_on_from_an_epoch_can_be_reset, .timeout = 120)
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), 0, "%s", err.text);
     cr_assert_eq(guest_vcpu(to, 0)->heartbeat, beats, "RAM is the epoch's");
-    cr_assert_eq(rp_machine_resume(to, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(to, &err), 0, "%s", err.text);
     wait_beats(to, 0, 5);
     cr_assert_eq(rp_machine_reset(to, &err), 0, "%s", err.text);
     wait_running(to);
@@ -171,8 +171,8 @@ static struct rp_machine *enter_anew(struct rp_machine *from, uint64_t epoch, in
 {
     struct rp_source *src = rp_machine_source(from);
     struct rp_sections sections = {0};
-    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true, .nnics = nic_fd >= 0,
-                                    .nics[0] = {.kind = RP_NIC_FD, .fd = nic_fd}};
+    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true, .nnics = nic_fd >= 0, .kernel = rp_machine_cfg(from)->kernel,
+                                    .cmdline = rp_machine_cfg(from)->cmdline, .nics[0] = {.kind = RP_NIC_FD, .fd = nic_fd}};
     uint8_t id[16], *at;
     struct rp_epoch_trailer t = {.number = epoch};
     struct rp_pageset dirty;
@@ -211,8 +211,77 @@ static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
     struct rp_machine *to = enter_anew(from, epoch, -1);
     struct rp_error err = {0};
 
-    cr_assert_eq(rp_machine_resume(to, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(to, &err), 0, "%s", err.text);
     return to;
+}
+
+/* Cut between the guest's asking and what comes of it. */
+static struct rp_machine *enter_what_asked(const char *cmdline)
+{
+    struct rp_machine *m;
+
+    setenv("RP_FAULT", "guest-asks:1:stall", 1);
+    rp_fault_reload();
+    m = boot("idle", cmdline, 1, 24);
+    for (int i = 0; i < 5000 && !rp_fault_fired(); i++)
+        usleep(1000);
+    cr_assert(rp_fault_fired(), "the guest asked for nothing");
+    unsetenv("RP_FAULT");
+    rp_fault_reload();
+    return reenter(m, 2);
+}
+
+Test(machine, a_guest_that_was_cut_while_it_powered_off_is_off_where_it_is_entered, .timeout = 60)
+{
+    struct rp_machine *m;
+    uint64_t until;
+
+    need_kvm("idle");
+    m = enter_what_asked("run=20ms end=off");
+    for (until = rp_clock_ns() + 10000000000u; rp_machine_state(m) == RP_VM_RUNNING && rp_clock_ns() < until;)
+        usleep(1000);
+    cr_assert_eq(rp_machine_state(m), RP_VM_SHUTDOWN, "%s", rp_machine_failure(m));
+    rp_machine_destroy(m);
+}
+
+Test(machine, a_guest_that_was_cut_while_it_reset_starts_anew_where_it_is_entered, .timeout = 60)
+{
+    struct rp_machine *m;
+    uint64_t last, now, until = rp_clock_ns() + 10000000000u;
+
+    need_kvm("idle");
+    m = enter_what_asked("run=20ms end=reset");
+    for (now = last = beats(m, 0); now >= last; usleep(500)) {  /* it counts from 0 again */
+        cr_assert(rp_clock_ns() < until, "the guest stands at heartbeat %lu: %s", now, rp_machine_failure(m));
+        last = now;
+        now = beats(m, 0);
+    }
+    rp_machine_destroy(m);
+}
+
+Test(machine, reasons_to_stand_still_are_a_set_and_the_administrators_travels, .timeout = 60)
+{
+    struct rp_machine *m;
+    struct rp_error err = {0};
+    uint64_t n;
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 24);
+    wait_beats(m, 0, 5);
+    cr_assert_eq(rp_machine_pause(m, RP_PAUSE_LEASE, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_pause(m, RP_PAUSE_USER, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_resume(m, RP_PAUSE_LEASE, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_state(m), RP_VM_PAUSED);
+    cr_assert_eq(rp_machine_pause(m, RP_PAUSE_STANDBY, &err), 0, "%s", err.text);
+    m = reenter(m, 3);
+    cr_assert_eq(rp_machine_paused(m), RP_PAUSE_USER, "what concerns this host alone does not travel");
+    cr_assert_eq(rp_machine_state(m), RP_VM_PAUSED);
+    n = beats(m, 0);
+    usleep(20000);
+    cr_assert_eq(beats(m, 0), n, "a paused guest goes on");
+    cr_assert_eq(rp_machine_resume(m, RP_PAUSE_USER, &err), 0, "%s", err.text);
+    wait_beats(m, 0, 5);
+    rp_machine_destroy(m);
 }
 
 static void cycles(const char *guest, const char *cmdline, unsigned vcpus, int n)
@@ -331,7 +400,7 @@ Test(machine, who_enters_elsewhere_announces_itself_when_it_runs, .timeout = 120
     m = enter_anew(m, 1, there[0]);
     usleep(50000);
     cr_assert_lt(recv(there[1], f, sizeof f, MSG_DONTWAIT), 0, "a frame before it runs: the address may be somebody else's yet");
-    cr_assert_eq(rp_machine_resume(m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
     wait_announced(there[1]);
     rp_machine_destroy(m);
     close(here[1]);

@@ -57,6 +57,22 @@ def refused_and_taken_over(lab, pair, guest, x, y, z):
     x.resume()
 
 
+def paused_stays_paused(lab, pair, guest, x, y):
+    """What the administrator has paused stands still where it is handed over to, too."""
+    lab.wait_until(lambda: x.run(f"reprise status {guest.name}", check=False).rc == 3, 20, "the old primary has ended")
+    pair.stand_by(x)
+    pair.primary = y
+    y.run(pair.protect_command())
+    y.run(f"reprise pause {guest.name}")
+    y.run(f"reprise failover {guest.name}")
+    status = json.loads(x.run(f"reprise status {guest.name} --json").output)
+    lab.check(status["status"] == "paused" and status["paused-by"] == ["user"], f"handed over: {status['status']}, {status['paused-by']}")
+    x.run(f"reprise resume {guest.name}")
+    status = json.loads(x.run(f"reprise status {guest.name} --json").output)
+    lab.check(status["status"] == "running" and not status["paused-by"], f"resumed: {status['status']}, {status['paused-by']}")
+    lab.log("handed over while it was paused, and resumed there")
+
+
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "unprotect", "status")
     (host,) = lab.hosts("a")
@@ -102,4 +118,5 @@ def run(lab):
     lab.check(job.rc == 0 and "leasing" in states, f"protecting under a dead holder's lease: {states}, exit code {job.rc}:\n{job.output}")
     x.run(f"reprise unprotect {guest.name}")
     refused_and_taken_over(lab, pair, guest, x, y, Side(host, "z", 3))
+    paused_stays_paused(lab, pair, guest, x, y)
     host.kernel_log_must_be_clean()
