@@ -25,7 +25,10 @@ static void put_hello(const struct rp_hello *h, const uint8_t nonce[RP_NONCE_BYT
     rp_st32(out + 20, h->heartbeat_ms);
     memcpy(out + 24, h->vm_id, 16);
     memcpy(out + 40, h->vm_name, 64);
-    memcpy(out + 104, h->session, 16);
+    if (h->role == RP_LINK_CONTROL)
+        rp_st64(out + 104, h->holder);
+    else
+        memcpy(out + 104, h->session, 16);
     memcpy(out + 120, nonce, RP_NONCE_BYTES);
     rp_st64(out + 152, h->term);
 }
@@ -40,6 +43,7 @@ static void get_hello(const uint8_t in[HELLO_BYTES], struct rp_hello *h, uint8_t
     memcpy(h->vm_name, in + 40, 64);
     h->vm_name[63] = '\0';
     memcpy(h->session, in + 104, 16);
+    h->holder = h->role == RP_LINK_CONTROL ? rp_ld64(in + 104) : 0;
     memcpy(nonce, in + 120, RP_NONCE_BYTES);
     h->term = rp_ld64(in + 152);
 }

@@ -36,7 +36,8 @@ struct rp_hello {
     uint32_t heartbeat_ms;  /* control: what the primary sends and expects */
     uint8_t vm_id[16];
     char vm_name[64];
-    uint8_t session[16];    /* lane: of the control connection's WELCOME */
+    uint8_t session[16];    /* lane, path: of the control connection's WELCOME */
+    uint64_t holder;        /* control: the lease's holder, as a hash of its name; 0: it does not say */
     uint64_t term;          /* control: of the lease that the primary holds; 0: it does not say */
 };
 struct rp_welcome {

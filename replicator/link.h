@@ -43,7 +43,7 @@ struct rp_link_config {
     struct rp_events *events;   /* borrowed; may be NULL */
     uint64_t gfn_end;           /* of the VM's RAM: the hashes of what the standby holds of it are asked for; 0: they are not */
     bool stale;                 /* what it holds may not be entered any more: outputs have left since */
-    uint64_t term;              /* of the lease under which the VM runs: the standby looks whether its own is the same; 0: not said */
+    uint64_t term, holder;      /* of the lease under which the VM runs (handshake.h): the standby looks whether its own is the same; 0: not said */
     /* Do copies of the VM's private disks at `have` have to be made whole? Then what they hold is asked for; `size_bytes` (zeroes before):
      * of the disks, 0: not private. In the call that connects. May be NULL: it is not asked for. */
     bool (*whole_disks)(void *ctx, const struct rp_disk_base *have, uint64_t size_bytes[RP_DISK_SUMS_DISKS]);

@@ -163,7 +163,7 @@ static void open_spare(struct link_sink *s)
 
 int rp_link_connect(struct link_sink *s, struct rp_welcome *w, struct rp_error *err)
 {
-    s->hello = (struct rp_hello){.heartbeat_ms = s->cfg.heartbeat_ms, .term = s->cfg.term};
+    s->hello = (struct rp_hello){.heartbeat_ms = s->cfg.heartbeat_ms, .term = s->cfg.term, .holder = s->cfg.holder};
     memcpy(s->hello.vm_id, s->cfg.vm_id, sizeof(s->hello.vm_id));
     memcpy(s->hello.vm_name, s->cfg.vm_name, sizeof(s->hello.vm_name));
     int rc = open_control(s, w, err);

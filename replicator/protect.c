@@ -124,6 +124,7 @@ static int connect_once(struct rp_protect *p, struct rp_sink **sink, struct rp_e
     cfg.gfn_end = p->resyncs_failed < RP_RESYNCS_MAX ? p->info.ram.gfn_end : 0;
     cfg.stale = !outputs_held(p);
     cfg.term = p->cfg.owner.term ? p->cfg.owner.term(p->cfg.owner.ctx) : 0;
+    cfg.holder = p->cfg.owner.holder ? p->cfg.owner.holder(p->cfg.owner.ctx) : 0;
     cfg.whole_disks = p->sums_failed ? NULL : whole_disks;
     cfg.ctx = p;
     int rc = rp_link_sink_create(&cfg, sink, &held, err);

@@ -34,6 +34,7 @@ struct rp_protect_owner {
     int (*acquire)(void *ctx, struct rp_error *err);
     /* The lease's term, for the epochs of a run that begins now. */
     uint64_t (*term)(void *ctx);
+    uint64_t (*holder)(void *ctx);      /* who holds it (handshake.h) */
     /* No standby may enter an epoch that was made until now. -ESTALE: the right to run is lost; other errors: not now. */
     int (*disown)(void *ctx, struct rp_error *err);
     /* The source stands and gives its right to run to the standby. An error is only told: the standby waits then. */

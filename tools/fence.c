@@ -2,6 +2,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/xxh3.h"
 #include "tools/job.h"
 
 #include <errno.h>
@@ -244,7 +245,27 @@ static int query(struct rp_fence *f, struct rp_lease_holder *h, struct rp_error 
     return rc;
 }
 
-int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err)
+static uint64_t hash_of(const char *owner)
+{
+    return rp_xxh3_64(owner, strlen(owner), 0);
+}
+
+uint64_t rp_fence_holder(const struct rp_fence *f)
+{
+    return hash_of(f->lease->owner);
+}
+
+/* Its state a moment ago may be what is seen. */
+static int query_until(struct rp_fence *f, uint64_t term, struct rp_lease_holder *h, struct rp_error *err)
+{
+    int rc = query(f, h, err);
+    if (rc < 0 || h->term == term)
+        return rc;
+    nanosleep(&(struct timespec){.tv_nsec = SEES_MS * 1000000}, NULL);
+    return query(f, h, err);
+}
+
+int rp_fence_sees(struct rp_fence *f, uint64_t term, uint64_t holder, struct rp_error *err)
 {
     struct rp_lease_holder h = {0};
     struct rp_error why = {0};
@@ -252,15 +273,17 @@ int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "--lease none on one side only: this one has %s", f->where);
     if (f->none)
         return 0;
-    int rc = query(f, &h, &why);
-    if (rc == 0 && h.term != term) {
-        nanosleep(&(struct timespec){.tv_nsec = SEES_MS * 1000000}, NULL);
-        rc = query(f, &h, &why);
-    }
-    if (rc < 0)
+    if (query_until(f, term, &h, &why) < 0) {
         rp_log(RP_LOG_WARN, "whether the primary's lease is the one here cannot be seen: %s", why.text);
-    return rc < 0 || h.term == term ? 0 : rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is at term %llu, the primary's at %llu: "
-                                                        "not the same storage?", (unsigned long long)h.term, (unsigned long long)term);
+        return 0;
+    }
+    if (h.term != term)
+        return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is at term %llu, the primary's at %llu: not the same storage?",
+                             (unsigned long long)h.term, (unsigned long long)term);
+    if (holder && holder != hash_of(h.owner))
+        return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "the lease here is held by %.60s, not by the primary: not the same storage?",
+                             h.owner[0] ? h.owner : "nobody");
+    return 0;
 }
 
 /* --- the thread --- */

@@ -71,9 +71,10 @@ int rp_fence_disown(struct rp_fence *f, struct rp_error *err) RP_MUST_CHECK;
 /* Shuts the outputs and gives the lease up, so that the next one need not wait. On error it runs out by itself. Then IDLE. */
 int rp_fence_yield(struct rp_fence *f, struct rp_error *err) RP_MUST_CHECK;
 
-/* Is the lease that a primary says it holds under `term` this one? Two leases would be none: both sides could run. Storage that cannot be
- * asked is believed. RP_EXIT_REFUSED. */
-int rp_fence_sees(struct rp_fence *f, uint64_t term, struct rp_error *err) RP_MUST_CHECK;
+/* Is the lease that a primary says it holds, `holder` under `term`, this one? Two leases would be none: both sides could run. Storage that
+ * cannot be asked is believed; `holder` 0: it did not say. RP_EXIT_REFUSED. */
+int rp_fence_sees(struct rp_fence *f, uint64_t term, uint64_t holder, struct rp_error *err) RP_MUST_CHECK;
+uint64_t rp_fence_holder(const struct rp_fence *f);     /* who we are, as a primary says it (replicator/handshake.h). Any thread */
 enum rp_fence_state rp_fence_state(struct rp_fence *f);
 uint64_t rp_fence_term(struct rp_fence *f);     /* when HELD, else 0 */
 /* How often a held lease was lost: it may be held again, under another term, before anybody has looked. */

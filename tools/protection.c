@@ -42,6 +42,12 @@ static uint64_t owner_term(void *ctx)
     return rp_fence_term(p->vm->fence);
 }
 
+static uint64_t owner_holder(void *ctx)
+{
+    struct rp_protection *p = ctx;
+    return rp_fence_holder(p->vm->fence);
+}
+
 static int owner_disown(void *ctx, struct rp_error *err)
 {
     struct rp_protection *p = ctx;
@@ -153,7 +159,7 @@ static int configure(struct rp_protection *p, const struct rp_pair_options *o, s
     if (rc < 0)
         return rc;
     goal_of(o, cfg);
-    cfg->owner = (struct rp_protect_owner){.ctx = p, .acquire = owner_acquire, .term = owner_term, .disown = owner_disown,
+    cfg->owner = (struct rp_protect_owner){.ctx = p, .acquire = owner_acquire, .term = owner_term, .holder = owner_holder, .disown = owner_disown,
                                            .yield = owner_yield, .retake = owner_retake, .pause = owner_pause, .switched = owner_look,
                                            .ended = owner_look};
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -162,7 +162,7 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
 {
     struct rp_standby *s = ctx;
     /* First: a primary that is refused must not have the fence stand back. */
-    if (hello->term && rp_fence_sees(s->vm->fence, hello->term, err) < 0)
+    if (hello->term && rp_fence_sees(s->vm->fence, hello->term, hello->holder, err) < 0)
         return err->code;
     if (s->vm->fence && !rp_fence_stand_back(s->vm->fence))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby takes the VM over: the primary's lease has run out");

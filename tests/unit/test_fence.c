@@ -175,10 +175,12 @@ Test(fence, INV3_another_lease_is_not_the_vms)
     struct rp_fence_info info;
     cr_assert_eq(rp_fence_take(a, 0, &err), 0, "%s", err.text);
     uint64_t term = rp_fence_term(a);
-    cr_assert_eq(rp_fence_sees(b, term, &err), 0, "%s", err.text);
-    cr_assert_lt(rp_fence_sees(b, term + 4, &err), 0);
+    cr_assert_eq(rp_fence_sees(b, term, rp_fence_holder(a), &err), 0, "%s", err.text);
+    cr_assert_lt(rp_fence_sees(b, term + 4, 0, &err), 0);
     cr_assert_eq(err.exit, RP_EXIT_REFUSED, "%s", err.text);
-    cr_assert_lt(rp_fence_sees(b, rp_wall_ns(), &err), 0, "a primary without a lease");
+    cr_assert_lt(rp_fence_sees(b, term, rp_fence_holder(b), &err), 0, "two leases that are at the same term");
+    cr_assert(strstr(err.text, "held by a"), "%s", err.text);
+    cr_assert_lt(rp_fence_sees(b, rp_wall_ns(), 0, &err), 0, "a primary without a lease");
     cr_assert_eq(rp_fence_yield(a, &err), 0, "%s", err.text);
     rp_fence_follow(b, term + 4);
     cr_assert_eq(wait_for(b, RP_FENCE_BEHIND), RP_FENCE_BEHIND, "the VM ran under a term that this lease has never come to");
