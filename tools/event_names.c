@@ -37,6 +37,7 @@ const struct rp_event_name rp_event_names[] = {
     {"STANDBY_FORGOT", "the standby forgot what it held"},
     {"SWITCHED_HERE", "taken over from a source that handed it over"},
     {"TAKEN_OVER", "taken over from a primary that was lost"},
+    {"TAKEOVER_FORCED", "the administrator has the standby go on from what it holds; what came later is lost"},
     {"TAKEOVER_WAITS", "the lease is held, but a disk cannot be opened here yet"},
     {"WAITS_HERE", NULL},
     /* the lease */

@@ -5,10 +5,13 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
+
+#define LOOK_MS 20
 
 struct failover_opts {
     uint64_t timeout_ns;
-    bool json;
+    bool force, json;
 };
 
 static const struct failover_opts failover_defaults = {.timeout_ns = 60000000000u};
@@ -16,6 +19,8 @@ static const struct failover_opts failover_defaults = {.timeout_ns = 60000000000
 #define AT(member) .offset = offsetof(struct failover_opts, member)
 static const struct rp_opt failover_options[] = {
     {.name = "timeout", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(timeout_ns), .help = "How long it may take; 60s unless given."},
+    {.name = "force", .kind = RP_OPT_FLAG, AT(force), .help = "Of a standby whose primary is gone: go on from the epoch that it holds although the VM has run without "
+     "it since. What it did then is lost. As soon as nobody holds the lease."},
     {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Print the result as JSON."},
 };
 
@@ -34,6 +39,23 @@ static int switch_over(struct rp_client *c, const struct failover_opts *o, json_
     return rc;
 }
 
+/* Until the standby is the VM, or the time is over. */
+static int force(struct rp_client *c, const struct failover_opts *o, struct rp_error *err)
+{
+    uint64_t until = rp_clock_ns() + o->timeout_ns;
+    int rc = rp_client_call(c, "failover", json_pack("{s:b}", "force", 1), NULL, err);
+    for (bool there = false; rc == 0 && !there; nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL)) {
+        json_t *status = NULL;
+        rc = rp_client_call(c, "query-status", NULL, &status, err);
+        there = rc == 0 && strcmp(json_string_value(json_object_get(status, "status")), "inmigrate") != 0;
+        json_decref(status);
+        if (rc == 0 && !there && rp_clock_ns() > until)
+            rc = rp_error_exit(err, RP_EXIT_REFUSED, ETIMEDOUT, "it does not run here yet: the lease is held, or cannot be had (`reprise status` says "
+                               "by whom, or why); the standby goes on trying");
+    }
+    return rc;
+}
+
 static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands, struct rp_error *err)
 {
     (void)v, (void)n;
@@ -43,12 +65,14 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     uint64_t start = rp_clock_ns();
     int rc = rp_client_open(operands[0], &c, err);
     if (rc == 0)
-        rc = switch_over(c, o, &job, err);
+        rc = o->force ? force(c, o, err) : switch_over(c, o, &job, err);
     rp_client_close(c);
     const char *to = json_string_value(json_object_get(job, "standby"));
     double s = (double)(rp_clock_ns() - start) / 1e9;
-    if (rc == 0)
-        printf(o->json ? "{\"standby\": \"%s\", \"seconds\": %.3f}\n" : "%s runs it now (%.2f s)\n", to ? to : "the standby", s);
+    if (rc == 0 && o->force && !o->json)
+        printf("it runs here now (%.2f s)\n", s);
+    else if (rc == 0)
+        printf(o->json ? "{\"standby\": \"%s\", \"seconds\": %.3f}\n" : "%s runs it now (%.2f s)\n", to ? to : o->force ? "" : "the standby", s);
     json_decref(job);
     return rc;
 }

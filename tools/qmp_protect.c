@@ -67,6 +67,12 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     const char *id = NULL;
+    if (json_is_true(json_object_get(call->args, "force")))
+        return vm->standby ? rp_standby_force(vm, err) : rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it runs here; \"force\" is for "
+                                                                       "a standby whose primary is gone");
+    if (vm->standby)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this is its standby: it takes over by itself when its primary is dead; "
+                             "one that is behind does with --force, and loses what came later");
     if (!rp_protection_active(vm) || rp_protection_ending(vm))      /* a job holds on to it */
         return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected: there is no standby to go on with it", vm->name);
     struct failover *f = calloc(1, sizeof(*f));
@@ -106,9 +112,9 @@ static const struct rp_qmp_arg protect_args[] = {
     {"patient", RP_QMP_BOOL, true},
     {.name = NULL},
 };
-static const struct rp_qmp_arg failover_args[] = {{"timeout-ms", RP_QMP_SIZE, true}, {.name = NULL}};
+static const struct rp_qmp_arg failover_args[] = {{"timeout-ms", RP_QMP_SIZE, true}, {"force", RP_QMP_BOOL, true}, {.name = NULL}};
 static const struct rp_qmp_command commands[] = {
-    {.name = "failover", .run = cmd_failover, .args = failover_args},
+    {.name = "failover", .run = cmd_failover, .args = failover_args, .early = true},
     {.name = "protect", .run = cmd_protect, .args = protect_args},
     {.name = "unprotect", .run = cmd_unprotect},
     {.name = "query-protect", .run = query_protect},

@@ -12,6 +12,7 @@
  * S2  While the lease is ours or about to be, no primary is admitted: the image does not change any more.
  * S3  Nothing is announced and nothing leaves before the lease is held (F1).
  * S4  What a primary has called stale (outputs have left since) is not entered; its pages serve a resync.
+ * S5  rp_standby_force sets S1's term and S4 aside, on demand: what left after the epoch is lost. Never a live holder's lease.
  *
  * Threads: "standby" serves the link; everything else is the control thread's.
  */
@@ -27,6 +28,9 @@ int rp_standby_start(struct rp_vm *vm, struct rp_vm_options *o, struct rp_error 
  * resync starts from; the fence is no longer held. */
 int rp_standby_return(struct rp_vm *vm, struct rp_vm_options *o, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err) RP_MUST_CHECK;
 void rp_standby_stop(struct rp_vm *vm);         /* vm->standby may be NULL */
+/* Control thread. The VM goes on here from the epoch that is held, whatever has run it since, as soon as nobody holds the lease.
+ * RP_EXIT_REFUSED: there is no whole epoch, or the primary is alive. */
+int rp_standby_force(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 /* The lease's state has changed. */
 void rp_standby_on_fence(struct rp_vm *vm);
 /* For query-standby and query-vm. */

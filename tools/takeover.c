@@ -190,6 +190,30 @@ void rp_standby_on_fence(struct rp_vm *vm)
     }
 }
 
+int rp_standby_force(struct rp_vm *vm, struct rp_error *err)
+{
+    struct rp_standby *s = vm->standby;
+    pthread_mutex_lock(&s->lock);
+    enum rp_standby_state state = s->state;
+    uint64_t epoch = s->epoch, age_ns = rp_wall_ns() - s->epoch_wall_ns;
+    bool can = (state == RP_STANDBY_ALONE || state == RP_STANDBY_BEHIND) && epoch;
+    if (can) {
+        s->stale = false;
+        s->state = RP_STANDBY_ALONE;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!can)
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this standby cannot be forced: %s",
+                             state == RP_STANDBY_READY || state == RP_STANDBY_SYNCING ? "its primary is connected; `failover` is for that one to do"
+                             : epoch ? "it is taking over" : "it holds no whole epoch");
+    rp_log(RP_LOG_WARN, "VM \"%s\" is made to go on here from epoch %llu, %.1f s old: what it has done since is lost", vm->name,
+           (unsigned long long)epoch, (double)age_ns / 1e9);
+    rp_events_emit(vm->events, epoch, "TAKEOVER_FORCED", "{\"epoch\": %llu, \"age-ms\": %llu}", (unsigned long long)epoch,
+                   (unsigned long long)(age_ns / 1000000));
+    rp_fence_follow(vm->fence, 0);
+    return 0;
+}
+
 void rp_standby_on_again(void *ctx)
 {
     struct rp_standby *s = ctx;

@@ -40,6 +40,10 @@ class Side:
         self.host.lab.log(f"{self}: hangs")
         self._signal_monitors("STOP")
 
+    def kill(self):
+        self.host.lab.log(f"{self}: its monitors are killed")
+        self._signal_monitors("KILL")
+
     def resume(self):
         self.host.lab.log(f"{self}: goes on")
         self._signal_monitors("CONT")
