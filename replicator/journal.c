@@ -24,6 +24,7 @@
 #define RECORD_HEADER 48u
 #define RING_AT (2u * RP_SLOT_BYTES)
 #define PAD 101u
+#define SYNC_ID_BYTES 16u
 
 struct rp_journal {
     const struct rp_durable *io;
@@ -32,12 +33,13 @@ struct rp_journal {
     uint64_t life, ring;
     uint64_t seq;                       /* of the header; applying thread, like the next */
     uint64_t tail_chain;
-    struct rp_journal_identity id;      /* base.epoch: at the tail */
+    struct rp_journal_identity id;      /* base: at the tail */
     uint8_t *buf;                       /* a record being read */
     size_t buf_cap;
     _Atomic uint64_t tail, committed;   /* positions */
     uint64_t head, chain;               /* receiving thread, like the rest */
-    uint64_t committed_chain, epoch;
+    uint64_t committed_chain;
+    struct rp_disk_base base;           /* of the newest COMMIT, or of the tail */
     bool broken;
 };
 
@@ -110,7 +112,7 @@ static int broken(struct rp_journal *j, int rc, const char *what, struct rp_erro
 /* Room for a record of data_len, and for a COMMIT behind it: a full ring of uncommitted records could never be emptied. */
 static int make_room(struct rp_journal *j, uint32_t data_len, bool commit, struct rp_error *err)
 {
-    uint64_t size = padded(data_len), reserve = commit ? 0 : 2 * padded(0);
+    uint64_t size = padded(data_len), reserve = commit ? 0 : 2 * padded(SYNC_ID_BYTES);
     if (j->broken)
         return rp_error_set(err, EIO, "%s: takes nothing more after its failure", j->path);
     uint64_t gap = gap_before(j, j->head, size);
@@ -138,17 +140,20 @@ int rp_journal_append(struct rp_journal *j, const struct rp_disk_entry *e, struc
     return rc < 0 ? broken(j, rc, "cannot be written", err) : 0;
 }
 
-int rp_journal_commit(struct rp_journal *j, uint64_t epoch, struct rp_error *err)
+int rp_journal_commit(struct rp_journal *j, uint64_t epoch, const uint8_t *sync_id, struct rp_error *err)
 {
-    int rc = make_room(j, 0, true, err);
+    uint32_t data = sync_id ? SYNC_ID_BYTES : 0;
+    int rc = make_room(j, data, true, err);
     if (rc < 0)
         return rc;
-    rc = put_record(j, RP_JOURNAL_COMMIT, 0, epoch, 0, NULL, 0);
+    rc = put_record(j, RP_JOURNAL_COMMIT, 0, epoch, 0, sync_id, data);
     if (rc == 0)
         rc = sync_ring(j);
     if (rc < 0)
         return broken(j, rc, "an epoch's disk writes cannot be made durable", err);
-    j->epoch = epoch;
+    j->base.epoch = epoch;
+    if (sync_id)
+        memcpy(j->base.sync_id, sync_id, SYNC_ID_BYTES);
     j->committed_chain = j->chain;
     atomic_store(&j->committed, j->head);
     return 0;
@@ -186,7 +191,7 @@ static bool makes_sense(const struct rp_journal_record *r, uint32_t data)
     case RP_DISK_KIND_WRITE: return r->len == data;
     case RP_DISK_KIND_ZERO:
     case RP_DISK_KIND_DISCARD: return data == 0 && r->len <= UINT32_MAX;
-    case RP_JOURNAL_COMMIT:
+    case RP_JOURNAL_COMMIT: return data == 0 || data == SYNC_ID_BYTES;
     case PAD: return data == 0;
     default: return false;
     }
@@ -220,7 +225,9 @@ static int read_any(struct rp_journal *j, struct rp_journal_pos *pos, struct rp_
     pos->chain = chain;
     pos->at += out->kind == PAD ? left : padded(data);
     if (out->kind == RP_JOURNAL_COMMIT)
-        pos->epoch = out->offset;
+        pos->base.epoch = out->offset;
+    if (out->kind == RP_JOURNAL_COMMIT && data)
+        memcpy(pos->base.sync_id, out->data, SYNC_ID_BYTES);
     return 0;
 }
 
@@ -253,7 +260,7 @@ static int find_end(struct rp_journal *j, struct rp_error *err)
         return rp_error_set(err, rc, "%s: cannot be read: %s", j->path, strerror(-rc));
     j->head = end.at;
     j->chain = j->committed_chain = end.chain;
-    j->epoch = end.epoch;
+    j->base = end.base;
     atomic_store(&j->committed, end.at);
     return 0;
 }
@@ -265,7 +272,13 @@ uint64_t rp_journal_tail(const struct rp_journal *j)
 
 void rp_journal_tail_pos(const struct rp_journal *j, struct rp_journal_pos *out)
 {
-    *out = (struct rp_journal_pos){.at = atomic_load(&j->tail), .chain = j->tail_chain, .epoch = j->id.base.epoch};
+    *out = (struct rp_journal_pos){.at = atomic_load(&j->tail), .chain = j->tail_chain, .base = j->id.base};
+}
+
+uint64_t rp_journal_uncommitted(const struct rp_journal *j, struct rp_journal_pos *out)
+{
+    *out = (struct rp_journal_pos){.at = atomic_load(&j->committed), .chain = j->committed_chain, .base = j->base};
+    return j->head;
 }
 
 /* --- the header --- */
@@ -277,9 +290,9 @@ static int put_slot(struct rp_journal *j, const struct rp_journal_pos *tail)
     rp_st64(h + 4, j->life);
     rp_st64(h + 12, tail->at);
     rp_st64(h + 20, tail->chain);
-    rp_st64(h + 28, tail->epoch);
+    rp_st64(h + 28, tail->base.epoch);
     rp_st64(h + 36, j->ring);
-    memcpy(h + 44, j->id.base.sync_id, 16);
+    memcpy(h + 44, tail->base.sync_id, 16);
     memcpy(h + 60, j->id.vm_id, 16);
     if (rp_fault(RP_FAULT_JOURNAL_SYNC))
         return -EIO;
@@ -292,7 +305,7 @@ int rp_journal_trim(struct rp_journal *j, const struct rp_journal_pos *pos, stru
     if (rc < 0)
         return rp_error_set(err, rc, "%s: its header cannot be written: %s", j->path, strerror(-rc));
     j->tail_chain = pos->chain;
-    j->id.base.epoch = pos->epoch;
+    j->id.base = pos->base;
     atomic_store(&j->tail, pos->at);
     return 0;
 }
@@ -337,12 +350,12 @@ int rp_journal_create(const struct rp_durable *io, const char *path, uint64_t ri
                       struct rp_journal **out, struct rp_error *err)
 {
     struct rp_journal *j = make(io, path, err);
-    struct rp_journal_pos start = {.epoch = id->base.epoch};
+    struct rp_journal_pos start = {.base = id->base};
     if (!j)
         return -ENOMEM;
     j->ring = ring_bytes & ~4095ull;
     j->id = *id;
-    j->epoch = id->base.epoch;
+    j->base = id->base;
     while (j->life == 0)
         (void)!getrandom(&j->life, sizeof(j->life), 0);
     int rc = rp_durable_create(path, &j->fd, err);
@@ -406,7 +419,7 @@ uint64_t rp_journal_committed(const struct rp_journal *j)
 
 uint64_t rp_journal_epoch(const struct rp_journal *j)
 {
-    return j->epoch;
+    return j->base.epoch;
 }
 
 uint64_t rp_journal_ring_bytes(const struct rp_journal *j)

@@ -4,11 +4,12 @@
  * A file: two header slots (core/durable.h), then a ring of records.
  *
  *     header      u32 version | u64 life (random) | u64 tail | u64 chain at the tail | u64 epoch at the tail | u64 ring bytes |
- *                 16 bytes sync id | 16 bytes VM id
+ *                 16 bytes sync id at the tail | 16 bytes VM id
  *     record      0  u32 magic  4 u32 kind  8 u64 life ^ position  16 u32 disk  20 u32 data bytes  24 u64 offset  32 u64 length
  *                 40 u64 XXH3_64bits of the 40 bytes before, seeded with XXH3_64bits of the data, seeded with the record before's
  *                 data; padded to 8 bytes
- *     kinds       those of DISK entries; 100 COMMIT: offset = epoch; 101 PAD: up to the ring's end
+ *     kinds       those of DISK entries; 100 COMMIT: offset = epoch, data: none, or the 16 bytes of the sync id from then on; 101 PAD: up to
+ *                 the ring's end
  *
  *        tail          applied          committed            head
  *     ────┼───────────────┼─────────────────┼─────────────────┼────
@@ -34,12 +35,13 @@
 
 struct rp_journal_identity {
     uint8_t vm_id[16];
-    struct rp_disk_base base;       /* sync id; epoch at the tail */
+    struct rp_disk_base base;       /* at the tail */
 };
 
 /* A place between two records. */
 struct rp_journal_pos {
-    uint64_t at, chain, epoch;      /* epoch: of the last COMMIT before */
+    uint64_t at, chain;
+    struct rp_disk_base base;       /* of the last COMMIT before */
 };
 
 struct rp_journal_record {
@@ -61,9 +63,9 @@ const struct rp_journal_identity *rp_journal_identity(const struct rp_journal *j
 
 /* Appends an entry (no SYNC), not yet durable. -ENOSPC: not before the tail has moved (err is not set); -EFBIG: never. */
 int rp_journal_append(struct rp_journal *j, const struct rp_disk_entry *e, struct rp_error *err) RP_MUST_CHECK;
-/* All since the last commit counts, durably, as epoch's. -ENOSPC as above. After another error the journal is broken:
+/* All since the last commit counts, durably, as epoch's; `sync_id` not NULL: and is of that sync from then on. -ENOSPC as above. After another error the journal is broken:
  * whether the epoch counts after a crash is not known, and nothing more is taken. */
-int rp_journal_commit(struct rp_journal *j, uint64_t epoch, struct rp_error *err) RP_MUST_CHECK;
+int rp_journal_commit(struct rp_journal *j, uint64_t epoch, const uint8_t *sync_id, struct rp_error *err) RP_MUST_CHECK;
 /* Forgets what was appended since the last commit. */
 void rp_journal_rollback(struct rp_journal *j);
 bool rp_journal_dirty(const struct rp_journal *j);      /* something was appended since the last commit */
@@ -72,7 +74,9 @@ uint64_t rp_journal_committed(const struct rp_journal *j);
 uint64_t rp_journal_epoch(const struct rp_journal *j);  /* of the newest COMMIT, or of the tail when there is none */
 uint64_t rp_journal_tail(const struct rp_journal *j);   /* any thread, like committed */
 void rp_journal_tail_pos(const struct rp_journal *j, struct rp_journal_pos *out);   /* applying thread */
-/* The record at *pos, which is before `committed`; *pos then is behind it. Checks it again. */
+/* Receiving thread: what was appended since the last commit lies from *out up to the position returned, and can be read. */
+uint64_t rp_journal_uncommitted(const struct rp_journal *j, struct rp_journal_pos *out);
+/* The record at *pos, which is before `committed` (or not committed: see above); *pos then is behind it. Checks it again. */
 int rp_journal_read(struct rp_journal *j, struct rp_journal_pos *pos, struct rp_journal_record *out, struct rp_error *err) RP_MUST_CHECK;
 /* All before `pos` is in the disk files and synced: its space is free (R3). */
 int rp_journal_trim(struct rp_journal *j, const struct rp_journal_pos *pos, struct rp_error *err) RP_MUST_CHECK;

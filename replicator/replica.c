@@ -45,8 +45,24 @@ static int check_term(const struct rp_replica *r, const struct rp_epoch_header *
     return 0;
 }
 
-/* R4: from here on the files are of no use until the epoch is committed. */
-static int begin_direct(struct rp_replica *r, const struct rp_epoch_header *h, const struct rp_disk_base *base, struct rp_error *err)
+static bool is_of(const struct rp_replica *r, const struct rp_epoch_header *h)
+{
+    return r->whole && memcmp(r->vm_id, h->vm_id, sizeof(r->vm_id)) == 0;
+}
+
+/* R4: from here on the files are of no use until the epoch is committed. Lock held, everything settled. */
+static int go_direct(struct rp_replica *r, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    int rc = set_marks(r, RP_DISK_SYNCING, h->vm_id, h->vm_name, h->number, h->term, err);
+    if (rc < 0)
+        return rc;
+    r->whole = false;
+    r->direct = true;
+    r->staged = false;
+    return 0;
+}
+
+static int begin_sync(struct rp_replica *r, const struct rp_epoch_header *h, const struct rp_disk_base *base, struct rp_error *err)
 {
     int rc = check_term(r, h, err);
     if (rc < 0)
@@ -59,20 +75,51 @@ static int begin_direct(struct rp_replica *r, const struct rp_epoch_header *h, c
         rc = rp_replica_settle(r, err);
     if (rc == 0)
         rc = rp_replica_check_lent(r, base, err);
-    if (rc == 0)
-        rc = set_marks(r, RP_DISK_SYNCING, h->vm_id, h->vm_name, h->number, h->term, err);
-    if (rc == 0) {
-        r->whole = false;
-        rp_journal_close(r->journal);
-        r->journal = NULL;
+    if (rc == 0 && is_of(r, h)) {
+        rc = set_marks(r, RP_DISK_REPLICA, h->vm_id, h->vm_name, r->base.epoch, h->term, err);      /* R6, from now on */
+        r->staged = rc == 0;
+    } else if (rc == 0) {
+        rc = go_direct(r, h, err);
+        if (rc == 0) {
+            rp_journal_close(r->journal);
+            r->journal = NULL;
+        }
     }
     pthread_mutex_unlock(&r->lock);
     if (rc == 0) {
-        r->direct = true;
         r->synced = 0;
         r->sync_base = *base;
         atomic_store(&r->sync_bytes, 0);
     }
+    return rc;
+}
+
+static int write_direct(struct rp_replica *r, uint32_t disk, uint32_t kind, uint64_t offset, uint64_t len, const uint8_t *data, struct rp_error *err)
+{
+    int rc = rp_replica_write(r, disk, kind, offset, len, data);
+    return rc < 0 ? rp_replica_disk_error(r, disk, rc, "cannot be written", err) : 0;
+}
+
+/* A staged sync that the journal does not hold goes on straight to the files, as does what the journal has of it. */
+static int unstage(struct rp_replica *r, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    pthread_mutex_lock(&r->lock);
+    struct rp_journal *j = r->journal;
+    int rc = go_direct(r, h, err);
+    if (rc == 0)
+        r->journal = NULL;
+    pthread_mutex_unlock(&r->lock);
+    if (rc < 0)
+        return rc;
+    struct rp_journal_pos pos;
+    struct rp_journal_record rec;
+    uint64_t end = rp_journal_uncommitted(j, &pos);
+    while (rc == 0 && pos.at < end) {
+        rc = rp_journal_read(j, &pos, &rec, err);
+        if (rc == 0)
+            rc = write_direct(r, rec.disk, rec.kind, rec.offset, rec.len, rec.data, err);
+    }
+    rp_journal_close(j);
     return rc;
 }
 
@@ -91,10 +138,13 @@ static int take_sync(struct rp_replica *r, const struct rp_epoch_header *h, cons
     struct rp_disk_base base = rp_disk_sync_of(e);
     struct rp_replica_file *d = &r->disks[e->disk];
     int rc = 0;
-    if (r->direct && (r->synced >> e->disk & 1 || memcmp(&base, &r->sync_base, sizeof(base)) != 0))
+    bool begun = r->direct || r->staged;
+    if (begun && (r->synced >> e->disk & 1 || memcmp(&base, &r->sync_base, sizeof(base)) != 0))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %u: a second SYNC in one epoch", e->disk);
-    if (!r->direct)
-        rc = begin_direct(r, h, &base, err);
+    if (!begun)
+        rc = begin_sync(r, h, &base, err);
+    if (rc == 0 && r->staged && d->size_bytes < e->offset)      /* what is held is of a smaller disk */
+        rc = unstage(r, h, err);
     if (rc < 0)
         return rc;
     if (d->size_bytes < e->offset && !d->regular)
@@ -106,14 +156,19 @@ static int take_sync(struct rp_replica *r, const struct rp_epoch_header *h, cons
     return 0;
 }
 
-static int commit_direct(struct rp_replica *r, const struct rp_epoch_header *h, struct rp_error *err)
+static int all_synced(const struct rp_replica *r, struct rp_error *err)
 {
-    struct rp_journal_identity id = {.base = {.epoch = h->number}};
-    struct rp_journal *j;
     for (unsigned i = 0; i < r->ndisks; i++)
         if (r->disks[i].kept && !(r->synced >> i & 1))
             return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "disk %s is kept here, but the primary sends nothing of its disk %u: is it private on "
                                  "both sides?", r->disks[i].path, i);
+    return 0;
+}
+
+static int commit_direct(struct rp_replica *r, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    struct rp_journal_identity id = {.base = {.epoch = h->number}};
+    struct rp_journal *j;
     int rc = rp_replica_sync(r);
     if (rc < 0)
         return rp_error_set(err, rc, "the copies of the disks cannot be synced: %s", strerror(-rc));
@@ -164,12 +219,28 @@ static int wait_for_room(struct rp_replica *r, struct rp_error *err)
     return failed(r, err);
 }
 
-static int journal_entry(struct rp_replica *r, const struct rp_disk_entry *e, struct rp_error *err)
+/* `h`: of the epoch. */
+static int journal_entry(struct rp_replica *r, const struct rp_epoch_header *h, const struct rp_disk_entry *e, struct rp_error *err)
 {
     int rc;
     while ((rc = rp_journal_append(r->journal, e, err)) == -ENOSPC)
         if ((rc = wait_for_room(r, err)) < 0)
             return rc;
+    if (rc != -EFBIG || !r->staged)
+        return rc;
+    rp_error_clear(err);
+    rc = unstage(r, h, err);
+    return rc == 0 ? write_direct(r, e->disk, e->kind, e->offset, e->len, e->data, err) : rc;
+}
+
+/* All of the epoch's entries count from here on; of another sync, too, when it was one. */
+static int commit_journal(struct rp_replica *r, const struct rp_epoch_header *h, struct rp_error *err)
+{
+    const uint8_t *sync_id = r->staged ? r->sync_base.sync_id : NULL;
+    int rc = 0;
+    while ((sync_id || rp_journal_dirty(r->journal)) && (rc = rp_journal_commit(r->journal, h->number, sync_id, err)) == -ENOSPC)
+        if ((rc = wait_for_room(r, err)) < 0)
+            break;
     return rc;
 }
 
@@ -190,16 +261,14 @@ static int take_entry(void *ctx, const struct rp_disk_entry *e, struct rp_error 
     struct rp_replica_file *d = &r->disks[e->disk];
     if (!r->direct && !r->whole)
         return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "disk %s: holds no epoch that the primary could build upon", d->path);
-    if (r->direct && !(r->synced >> e->disk & 1))
+    if ((r->direct || r->staged) && !(r->synced >> e->disk & 1))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %u: a write before its SYNC", e->disk);
     if (e->offset > d->size_bytes || e->len > d->size_bytes - e->offset)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %s: a write at %llu, %u bytes, beyond its end (%llu)", d->path,
                              (unsigned long long)e->offset, e->len, (unsigned long long)d->size_bytes);
-    if (!r->direct)
-        return journal_entry(r, e, err);
-    atomic_fetch_add(&r->sync_bytes, e->len);
-    int rc = rp_replica_write(r, e->disk, e->kind, e->offset, e->len, e->data);
-    return rc < 0 ? rp_replica_disk_error(r, e->disk, rc, "cannot be written", err) : 0;
+    if (r->direct || r->staged)
+        atomic_fetch_add(&r->sync_bytes, e->len);
+    return r->direct ? write_direct(r, e->disk, e->kind, e->offset, e->len, e->data, err) : journal_entry(r, t->h, e, err);
 }
 
 int rp_replica_record(void *replica, const struct rp_epoch_header *h, const struct rp_record *rec, struct rp_error *err)
@@ -215,18 +284,21 @@ int rp_replica_commit(void *replica, const struct rp_epoch_header *h, struct rp_
     int rc = failed(r, err);
     if (rc < 0 || r->kept == 0)
         return rc;
+    if ((r->direct || r->staged) && (rc = all_synced(r, err)) < 0)
+        return rc;
     if (r->direct)
         return commit_direct(r, h, err);
     if (!r->whole)
         return rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "disks are kept here, but the primary sends nothing of its own: are they private "
                              "(--disk FILE) on both sides, and is there one?");
-    while (rp_journal_dirty(r->journal) && (rc = rp_journal_commit(r->journal, h->number, err)) == -ENOSPC)
-        if ((rc = wait_for_room(r, err)) < 0)
-            return rc;
+    rc = commit_journal(r, h, err);
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&r->lock);
     r->base.epoch = h->number;
+    if (r->staged)
+        memcpy(r->base.sync_id, r->sync_base.sync_id, sizeof(r->base.sync_id));
+    r->staged = false;
     pthread_cond_broadcast(&r->change);
     pthread_mutex_unlock(&r->lock);
     return 0;
@@ -235,7 +307,7 @@ int rp_replica_commit(void *replica, const struct rp_epoch_header *h, struct rp_
 void rp_replica_drop(void *replica)
 {
     struct rp_replica *r = replica;
-    r->direct = false;
+    r->direct = r->staged = false;
     if (r->journal)
         rp_journal_rollback(r->journal);
 }

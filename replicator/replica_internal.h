@@ -42,7 +42,8 @@ struct rp_replica {
     struct rp_replica_file disks[RP_REPLICA_DISKS_MAX];
 
     /* receiving thread */
-    bool direct;                    /* the epoch being taken syncs: entries go straight to the files */
+    bool direct;                    /* the epoch being taken syncs: entries go straight to the files (R4) */
+    bool staged;                    /* … and what it brings fits the journal as yet: what is held stays until it is committed */
     unsigned synced;                /* bit per disk: its SYNC came in this epoch */
     struct rp_disk_base sync_base;  /* of this epoch's SYNCs */
 

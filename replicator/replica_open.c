@@ -69,7 +69,7 @@ static int recover(struct rp_replica *r, struct rp_error *err)
     }
     struct rp_journal_pos pos;
     rp_journal_tail_pos(j, &pos);
-    uint64_t from = pos.epoch;
+    uint64_t from = pos.base.epoch;
     bool any = pos.at != rp_journal_committed(j);
     while (rc == 0 && pos.at != rp_journal_committed(j))
         rc = rp_replica_apply(r, j, &pos, err);
@@ -81,12 +81,11 @@ static int recover(struct rp_replica *r, struct rp_error *err)
     }
     if (any)
         rp_log(RP_LOG_INFO, "disks: epochs %llu to %llu were in the journal and have been applied", (unsigned long long)from + 1,
-               (unsigned long long)pos.epoch);
+               (unsigned long long)pos.base.epoch);
     r->journal = j;
     r->applied = pos;
     r->whole = true;
-    r->base = rp_journal_identity(j)->base;
-    r->base.epoch = pos.epoch;
+    r->base = pos.base;
     memcpy(r->vm_id, rp_journal_identity(j)->vm_id, sizeof(r->vm_id));
     return 0;
 }

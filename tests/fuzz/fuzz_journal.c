@@ -67,12 +67,20 @@ static void append(struct fz *f)
         m.e[m.n++] = (struct entry){e.kind, e.disk, e.len};
 }
 
+/* The sync id that begins with every third COMMIT. */
+static const uint8_t *sync_id_of(unsigned entry)
+{
+    static uint8_t id[16];
+    memset(id, pattern(entry), sizeof(id));
+    return id;
+}
+
 static void commit(void)
 {
     struct rp_error err = {0};
     if (m.n + 1 >= ENTRIES)
         return;
-    int rc = rp_journal_commit(m.j, m.n, &err);
+    int rc = rp_journal_commit(m.j, m.n, m.n % 3 ? NULL : sync_id_of(m.n), &err);
     FZ_HOLDS(rc == 0 || rc == -ENOSPC);
     if (rc < 0)
         return;
@@ -90,6 +98,14 @@ static void is_entry(const struct rp_journal_record *r, unsigned i)
         FZ_HOLDS(r->data[k] == pattern(i));
 }
 
+/* Behind entry n - 1: of which sync that is. */
+static void is_sync(unsigned n, const struct rp_disk_base *base)
+{
+    while (n > 0 && (m.e[n - 1].kind != RP_JOURNAL_COMMIT || (n - 1) % 3))
+        n--;
+    FZ_HOLDS(base->sync_id[5] == (n ? pattern(n - 1) : 0));
+}
+
 static void apply(unsigned n)
 {
     for (; n > 0 && m.pos.at < rp_journal_committed(m.j); n--) {
@@ -97,6 +113,7 @@ static void apply(unsigned n)
         struct rp_error err = {0};
         FZ_HOLDS(rp_journal_read(m.j, &m.pos, &r, &err) == 0);
         is_entry(&r, m.applied++);
+        is_sync(m.applied, &m.pos.base);
     }
 }
 

@@ -107,6 +107,7 @@ Test(replica, a_standby_that_returns_takes_differences)
     change();
     must_finish(r);
     cr_assert_eq(status(r).epoch, 9);
+    settle(r);
     cr_assert(equal(model));
     base.sync_id[0] ^= 1;
     header.number = 10;
@@ -117,6 +118,78 @@ Test(replica, a_standby_that_returns_takes_differences)
     rp_replica_close(r);
 }
 
+/* Nothing of what is held is touched before the sync is committed: it can be gone on from until then, and after a crash. */
+Test(replica, R4_a_sync_that_fits_the_journal_leaves_what_is_held)
+{
+    struct rp_replica *r = must_open(NULL);
+    struct rp_error err = {0};
+    sync_up(r);
+    for (unsigned i = 0; i < 3; i++) {
+        header.number = 5;
+        header.term = 4;
+        base.sync_id[0] = 0x33;
+        put_syncs(0);
+        put(0, RP_DISK_KIND_WRITE, 0, 4096, model[1]);
+        cr_assert_eq(send(r, &err), 0, "%s", err.text);
+        cr_assert(status(r).whole);
+        cr_assert_eq(status(r).epoch, 1);
+        if (i == 1) {           /* it dies */
+            rp_replica_close(r);
+            r = must_open(NULL);
+        } else {
+            rp_replica_drop(r);
+        }
+        cr_assert_eq(status(r).base.sync_id[0], 0x5a);
+        cr_assert(equal(model));
+    }
+    header.term = 3;            /* R6, from its first word on */
+    put_syncs(0);
+    cr_assert_eq(finish(r, &err), -ESTALE);
+    header.term = 4;
+    put_syncs(0);
+    put(0, RP_DISK_KIND_WRITE, 0, 4096, model[1]);
+    must_finish(r);
+    rp_replica_close(r);
+    r = must_open(NULL);
+    memcpy(model[0], model[1], 4096);
+    cr_assert(equal(model));
+    cr_assert_eq(status(r).base.sync_id[0], 0x33, "the sync id is the commit's");
+    cr_assert_eq(status(r).epoch, 5);
+    put_syncs(0);
+    put(0, RP_DISK_KIND_WRITE, 0, 4096, model[1] + 8192);
+    header.number = 6;
+    cr_assert_eq(send(r, &err), 0, "%s", err.text);
+    rp_replica_drop(r);
+    cr_assert_eq(rp_replica_promote(r, 5, 9, &err), 0, "%s", err.text);
+    cr_assert(equal(model));
+    rp_replica_close(r);
+}
+
+/* Larger than the journal: what came first goes on to the files, and nothing is lost of it. */
+Test(replica, R4_a_sync_that_outgrows_the_journal_goes_straight_to_the_files)
+{
+    struct rp_replica *r = must_open(NULL);
+    struct rp_error err = {0};
+    sync_up(r);
+    header.number = 5;
+    put_syncs(0);
+    for (unsigned i = 0; i < 200; i++) {
+        change();
+        if (i % 40 == 20)
+            whole_disks();
+    }
+    cr_assert_eq(send(r, &err), 0, "%s", err.text);
+    cr_assert_not(status(r).whole);
+    cr_assert_eq(rp_replica_commit(r, &header, &err), 0, "%s", err.text);
+    cr_assert(equal(model));
+    cr_assert_eq(status(r).epoch, 5);
+    rp_replica_close(r);
+    r = must_open(NULL);
+    cr_assert(status(r).whole);
+    cr_assert(equal(model));
+    rp_replica_close(r);
+}
+
 Test(replica, R4_a_sync_that_did_not_end_is_of_no_use)
 {
     struct rp_replica *r = must_open(NULL);
@@ -124,6 +197,8 @@ Test(replica, R4_a_sync_that_did_not_end_is_of_no_use)
     sync_up(r);
     header.number = 5;
     put_syncs(0);
+    for (unsigned i = 0; i < 3; i++)    /* more than the journal holds */
+        whole_disks();
     put(0, RP_DISK_KIND_WRITE, 0, 4096, model[1]);
     cr_assert_eq(send(r, &err), 0);
     cr_assert_not(status(r).whole);
@@ -327,6 +402,12 @@ Test(replica, R2_power_loss_at_any_moment)
     crash_watch(&c, watched, 5);
     for (header.number = 2; header.number <= EPOCHS; header.number++) {
         size_t from = crash_ops(&c);
+        if (header.number % 9 == 0)         /* a session that begins with what has changed since, */
+            put_syncs(header.number - 1);
+        if (header.number % 9 == 5) {       /* or without a common past, when all that is there is equal */
+            base.sync_id[1]++;
+            put_syncs(0);
+        }
         for (int i = rand_r(&seed) % 14; i > 0; i--)
             change();
         memcpy(history[header.number], model, sizeof(model));

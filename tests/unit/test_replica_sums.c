@@ -144,6 +144,8 @@ Test(sums, SUM1_a_change_voids_the_lists)
         struct rp_disk_sums s = begin_session(r);
         cr_assert_eq(lent_blocks(&s), DISKS * 4);
         header.number = 2;
+        if (change_no == DIRECT_WRITE || change_no == DIRECT_ZERO)
+            another_vm();
         if (change_no == GROWN) {
             rp_disk_put_sync(&records, 0, DISK_BYTES + RP_DISK_SUMS_BLOCK_MIN, &base);
             disk_bytes[0] += RP_DISK_SUMS_BLOCK_MIN;
@@ -156,8 +158,7 @@ Test(sums, SUM1_a_change_voids_the_lists)
             put(0, RP_DISK_KIND_WRITE, 4096, 512, model[1]);
         if (change_no == APPLIED) {
             must_finish(r);
-            while (status(r).backlog_bytes)
-                usleep(500);
+            settle(r);
         } else {
             cr_assert_eq(send(r, &err), 0, "%s", err.text);
         }
@@ -251,6 +252,7 @@ Test(sums, SUM3_a_sync_on_lists_that_are_old_is_refused)
     cr_assert_eq(status(r).epoch, 2);
     put_syncs(2);
     must_finish(r);             /* differences rely on nothing that was lent */
+    settle(r);
     cr_assert(equal(model));
     put_syncs(0);
     cr_assert_eq(finish(r, &err), -ESTALE, "what was lent was used up");
@@ -261,6 +263,7 @@ Test(sums, SUM3_a_sync_on_lists_that_are_old_is_refused)
     put_syncs(0);
     whole_disks();
     must_finish(r);
+    settle(r);
     rp_replica_session(r, false);
     await_sums(r);
     s = begin_session(r);
@@ -269,6 +272,7 @@ Test(sums, SUM3_a_sync_on_lists_that_are_old_is_refused)
     put_syncs(0);
     change();                   /* the rest is equal, and does not come */
     must_finish(r);
+    settle(r);
     cr_assert_eq(status(r).epoch, 5);
     cr_assert(equal(model));
     rp_replica_close(r);
@@ -287,6 +291,7 @@ Test(sums, SUM4_after_a_failure_nothing_is_lent)
         rp_replica_session(r, true);
         fault(points[i]);
         header.number = 2;
+        another_vm();
         put_syncs(0);
         whole_disks();
         cr_assert_eq(finish(r, &err), -EIO);
@@ -298,6 +303,8 @@ Test(sums, SUM4_after_a_failure_nothing_is_lent)
         sync_up(r);             /* a whole copy is taken all the same */
         cr_assert(equal(model));
         rp_replica_close(r);
+        for (unsigned d = 0; d < DISKS; d++)
+            unlink(marks[d]);
     }
 }
 
