@@ -22,6 +22,7 @@ core_SRCS := \
 	core/staging.c \
 	core/state.c \
 	core/stream.c \
+	core/thread.c \
 	core/uffd.c \
 	core/xxh3.c \
 	core/xxh3_avx2.c

@@ -2,6 +2,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -96,15 +97,14 @@ int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool 
     pthread_cond_init(&p->done, NULL);
     for (unsigned i = 0; i < threads; i++) {
         p->helpers[i] = (struct helper){.pool = p, .index = i};
-        int rc = pthread_create(&p->helpers[i].thread, NULL, helper_main, &p->helpers[i]);
-        if (rc) {
-            rp_pool_destroy(p);
-            return rp_error_set(err, rc, "cannot start %s thread %u: %s", name, i, strerror(rc));
-        }
-        p->threads++;
         char full[16];
         snprintf(full, sizeof(full), "%.8s %u", name, i % 1000);
-        pthread_setname_np(p->helpers[i].thread, full);
+        int rc = rp_thread_start(&p->helpers[i].thread, full, helper_main, &p->helpers[i], err);
+        if (rc < 0) {
+            rp_pool_destroy(p);
+            return rc;
+        }
+        p->threads++;
     }
     *out = p;
     return 0;

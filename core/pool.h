@@ -19,7 +19,7 @@ struct rp_pool;
 /* For the calling thread, once and for good: without privileges there is no way back. */
 void rp_thread_nice(int nice);
 
-/* `name`: for the threads, at most 8 characters. threads may be 0. nice: of rp_thread_nice, 0: none. -errno of pthread_create. */
+/* `name`: for the threads, at most 8 characters. threads may be 0. nice: of rp_thread_nice, 0: none. -errno of rp_thread_start. */
 int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_pool_destroy(struct rp_pool *p);
 unsigned rp_pool_threads(const struct rp_pool *p);

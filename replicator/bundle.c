@@ -1,6 +1,7 @@
 #include "replicator/bundle.h"
 
 #include "core/fault.h"
+#include "core/thread.h"
 #include "replicator/frame.h"
 
 #include <errno.h>
@@ -341,18 +342,14 @@ int rp_bundle_add(struct rp_bundle *b, struct rp_conn *c, unsigned index, bool s
     l->failed = 0;
     l->bytes = 0;
     l->busy = l->ended = false;
-    int rc = pthread_create(&l->thread, NULL, lane_main, l);
+    int rc = rp_thread_start(&l->thread, "link lane", lane_main, l, err);
     l->used = rc == 0;
-    if (rc)
+    if (rc < 0)
         l->conn = NULL;
-    else
-        pthread_setname_np(l->thread, "link lane");
     pthread_mutex_unlock(&b->lock);
-    if (rc) {
+    if (rc < 0)
         c->ops->close(c);
-        return rp_error_set(err, rc, "cannot start a lane's thread: %s", strerror(rc));
-    }
-    return 0;
+    return rc;
 }
 
 int rp_bundle_create(const struct rp_bundle_events *events, struct rp_bundle **out, struct rp_error *err)

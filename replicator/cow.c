@@ -3,8 +3,9 @@
 
 #include "core/clock.h"
 #include "core/fault.h"
-#include "core/uffd.h"
 #include "core/copy.h"
+#include "core/thread.h"
+#include "core/uffd.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -336,15 +337,11 @@ int rp_cow_create(const struct rp_ram_view *ram, struct rp_arena *arena, struct 
     if (rc == 0)
         rc = c->fd = rp_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_THREAD_ID, NULL, err);
     if (rc >= 0) {
-        rc = pthread_create(&c->thread, NULL, faults_main, c);
+        rc = rp_thread_start(&c->thread, "cow faults", faults_main, c, err);
         c->started = rc == 0;
-        if (rc > 0)
-            rc = rp_error_set(err, rc, "cannot start the thread that serves write faults: %s", strerror(rc));
     }
-    if (rc == 0) {
-        pthread_setname_np(c->thread, "cow faults");
+    if (rc == 0)
         rc = try_it(c, err);
-    }
     if (rc == 0)
         rc = watch_ram(c, err);
     if (rc < 0) {

@@ -3,6 +3,7 @@
 #include "core/clock.h"
 #include "core/pool.h"
 #include "core/queue.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -311,12 +312,9 @@ int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **o
 
 int rp_emitter_start(struct rp_emitter *m, struct rp_error *err)
 {
-    int rc = pthread_create(&m->thread, NULL, emitter_main, m);
-    if (rc)
-        return rp_error_set(err, rc, "cannot start the emitter thread: %s", strerror(rc));
-    pthread_setname_np(m->thread, "emit");
-    m->started = true;
-    return 0;
+    int rc = rp_thread_start(&m->thread, "emit", emitter_main, m, err);
+    m->started = rc == 0;
+    return rc;
 }
 
 int rp_emitter_push(struct rp_emitter *m, struct rp_message *msg, struct rp_error *err)

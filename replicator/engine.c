@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/image.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -211,15 +212,13 @@ int rp_engine_start(struct rp_engine *e, void (*ended)(void *ctx, int rc, const 
     rc = rp_emitter_start(e->emitter, err);
     if (rc < 0)
         return rc;
-    rc = pthread_create(&e->thread, NULL, engine_main, e);
-    if (rc) {
+    rc = rp_thread_start(&e->thread, "engine", engine_main, e, err);
+    if (rc < 0) {
         rp_emitter_abandon(e->emitter);
         (void)rp_emitter_join(e->emitter, -1);
-        return rp_error_set(err, rc, "cannot start the engine thread: %s", strerror(rc));
     }
-    pthread_setname_np(e->thread, "engine");
-    e->started = true;
-    return 0;
+    e->started = rc == 0;
+    return rc;
 }
 
 void rp_engine_stop(struct rp_engine *e)

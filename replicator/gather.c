@@ -1,6 +1,7 @@
 #include "replicator/gather.h"
 
 #include "core/fault.h"
+#include "core/thread.h"
 #include "replicator/bundle.h"
 #include "replicator/frame.h"
 
@@ -301,21 +302,19 @@ int rp_gather_add(struct rp_gather *g, struct rp_conn *c, unsigned index, struct
 {
     pthread_mutex_lock(&g->lock);
     struct lane *l = free_lane(g);
-    int rc = g->stopped ? EPIPE : l ? 0 : ENOSPC;
+    int rc = g->stopped ? -EPIPE : l ? 0 : -ENOSPC;
     if (rc == 0 && l->used)
         pthread_join(l->thread, NULL);
     if (rc == 0) {
         *l = (struct lane){.g = g, .index = index, .conn = c};
-        rc = pthread_create(&l->thread, NULL, lane_main, l);
+        rc = rp_thread_start(&l->thread, "link lane", lane_main, l, NULL);
         l->used = rc == 0;
-        if (rc == 0)
-            pthread_setname_np(l->thread, "link lane");
     }
     pthread_mutex_unlock(&g->lock);
     if (rc == 0)
         return 0;
     c->ops->close(c);
-    return rp_error_set(err, rc, "lane %u cannot be served: %s", index, strerror(rc));
+    return rp_error_set(err, rc, "lane %u cannot be served: %s", index, strerror(-rc));
 }
 
 void rp_gather_shutdown(struct rp_gather *g)

@@ -1,12 +1,12 @@
 #include "replicator/lease_keeper.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define RENEWALS_PER_TTL 5u
 
@@ -121,22 +121,19 @@ static int start_threads(struct rp_lease_keeper *k, struct rp_error *err)
 {
     if (k->lease->deadline_ns == RP_LEASE_FOREVER)
         return 0;
-    int rc = pthread_create(&k->renewer, NULL, renewer_main, k);
-    if (rc)
-        return rp_error_set(err, rc, "cannot start the lease's thread: %s", strerror(rc));
-    pthread_setname_np(k->renewer, "lease renew");
-    rc = pthread_create(&k->watcher, NULL, watcher_main, k);
-    if (rc == 0) {
-        pthread_setname_np(k->watcher, "lease watch");
-        k->threads = true;
+    int rc = rp_thread_start(&k->renewer, "lease renew", renewer_main, k, err);
+    if (rc < 0)
+        return rc;
+    rc = rp_thread_start(&k->watcher, "lease watch", watcher_main, k, err);
+    k->threads = rc == 0;
+    if (rc == 0)
         return 0;
-    }
     pthread_mutex_lock(&k->lock);
     k->stop = true;
     pthread_cond_broadcast(&k->change);
     pthread_mutex_unlock(&k->lock);
     pthread_join(k->renewer, NULL);
-    return rp_error_set(err, rc, "cannot start the lease's watcher: %s", strerror(rc));
+    return rc;
 }
 
 int rp_lease_keeper_start(struct rp_lease *l, const struct rp_lease_keeper_config *cfg, struct rp_lease_keeper **out,

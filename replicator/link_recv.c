@@ -2,6 +2,7 @@
 #include "core/clock.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "replicator/control.h"
 #include "replicator/doors.h"
 #include "replicator/frame.h"
@@ -218,9 +219,7 @@ static void *tail_main(void *arg)
 static void start_tail(struct rp_link_recv *r)
 {
     r->answered = r->tail_over = false;
-    r->tailing = pthread_create(&r->tail, NULL, tail_main, r) == 0;
-    if (r->tailing)
-        pthread_setname_np(r->tail, "link tail");
+    r->tailing = rp_thread_start(&r->tail, "link tail", tail_main, r, NULL) == 0;
 }
 
 static void end_tail(struct rp_link_recv *r)
@@ -400,14 +399,12 @@ static int begin(struct rp_link_recv *r, struct rp_error *err)
     int rc = rp_gather_create(&events, &r->gather, err);
     if (rc < 0)
         return rc;
-    rc = pthread_create(&r->joiner, NULL, join_main, r);
-    if (rc) {
+    rc = rp_thread_start(&r->joiner, "link join", join_main, r, err);
+    if (rc < 0) {
         rp_gather_destroy(r->gather);
         r->gather = NULL;
-        return rp_error_set(err, rc, "cannot start the thread that lets lanes in: %s", strerror(rc));
     }
-    pthread_setname_np(r->joiner, "link join");
-    return 0;
+    return rc;
 }
 
 int rp_link_serve(struct rp_link_recv *r, struct rp_link_outcome *out, struct rp_error *err)

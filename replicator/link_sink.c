@@ -1,6 +1,7 @@
 /* The primary's side of a link: a sink whose commits are the standby's acknowledgements. */
 #include "core/clock.h"
 #include "core/fault.h"
+#include "core/thread.h"
 #include "replicator/link_primary.h"
 
 #include <errno.h>
@@ -291,15 +292,14 @@ static int start_threads(struct link_sink *s, struct rp_error *err)
         {&s->reader, reader_main, "link ctl"}, {&s->beater, beater_main, "link beat"}, {&s->mender, rp_link_mend_main, "link mend"},
     };
     for (unsigned i = 0; i < 3; i++) {
-        int rc = pthread_create(all[i].thread, NULL, all[i].main, s);
-        if (rc) {
+        int rc = rp_thread_start(all[i].thread, all[i].name, all[i].main, s, err);
+        if (rc < 0) {
             atomic_store(&s->cancelled, true);
             down(s);
             while (i-- > 0)
                 pthread_join(*all[i].thread, NULL);
-            return rp_error_set(err, rc, "cannot start a thread of the link: %s", strerror(rc));
+            return rc;
         }
-        pthread_setname_np(*all[i].thread, all[i].name);
     }
     s->started = true;
     return 0;

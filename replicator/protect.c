@@ -2,6 +2,7 @@
 #include "replicator/protect_internal.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -233,12 +234,11 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&p->change, &attr);
     pthread_condattr_destroy(&attr);
-    rc = pthread_create(&p->thread, NULL, protect_main, p);
-    if (rc) {
+    rc = rp_thread_start(&p->thread, "protect", protect_main, p, err);
+    if (rc < 0) {
         free(p);
-        return rp_error_set(err, rc, "cannot start the protect thread: %s", strerror(rc));
+        return rc;
     }
-    pthread_setname_np(p->thread, "protect");
     *out = p;
     return 0;
 }

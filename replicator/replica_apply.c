@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/fault.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <string.h>
@@ -142,10 +143,7 @@ int rp_replica_settle(struct rp_replica *r, struct rp_error *err)
 
 int rp_replica_start_applier(struct rp_replica *r, struct rp_error *err)
 {
-    int rc = pthread_create(&r->applier, NULL, applier_main, r);
-    if (rc)
-        return rp_error_set(err, rc, "cannot start the thread that applies disk writes: %s", strerror(rc));
-    pthread_setname_np(r->applier, "disk apply");
-    r->started = true;
-    return 0;
+    int rc = rp_thread_start(&r->applier, "disk apply", applier_main, r, err);
+    r->started = rc == 0;
+    return rc;
 }

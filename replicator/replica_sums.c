@@ -19,6 +19,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/pool.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -158,12 +159,9 @@ int rp_replica_start_sums(struct rp_replica *r, struct rp_error *err)
     s->block = malloc(RP_DISK_SUMS_BLOCK_MAX);
     if (!s->block)
         return rp_error_set(err, ENOMEM, "no memory to sum the copies of the disks");
-    int rc = pthread_create(&s->thread, NULL, sums_main, r);
-    if (rc)
-        return rp_error_set(err, rc, "cannot start the thread that sums the copies of the disks: %s", strerror(rc));
-    pthread_setname_np(s->thread, "disk sums");
-    s->started = true;
-    return 0;
+    int rc = rp_thread_start(&s->thread, "disk sums", sums_main, r, err);
+    s->started = rc == 0;
+    return rc;
 }
 
 void rp_replica_stop_sums(struct rp_replica *r)

@@ -2,6 +2,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "core/xxh3.h"
 #include "tools/job.h"
 
@@ -372,13 +373,12 @@ int rp_fence_open(const struct rp_fence_config *cfg, struct rp_fence **out, stru
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&f->change, &attr);
     pthread_condattr_destroy(&attr);
-    rc = pthread_create(&f->thread, NULL, fence_main, f);
-    if (rc) {
+    rc = rp_thread_start(&f->thread, "fence", fence_main, f, err);
+    if (rc < 0) {
         rp_lease_destroy(f->lease);
         free(f);
-        return rp_error_set(err, rc, "cannot start the lease's thread: %s", strerror(rc));
+        return rc;
     }
-    pthread_setname_np(f->thread, "fence");
     *out = f;
     return 0;
 }

@@ -1,6 +1,8 @@
 /* Jobs: long work on threads of their own. */
 #include "tools/job.h"
 
+#include "core/thread.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -67,7 +69,6 @@ static void status_set(struct rp_job *job, enum status s)
 static void *job_thread(void *arg)
 {
     struct rp_job *job = arg;
-    pthread_setname_np(pthread_self(), "job");
     status_set(job, RUNNING);
     struct rp_error err = {0};
     int rc = job->kind->run(job, job->arg, &err);
@@ -196,10 +197,10 @@ int rp_job_start(struct rp_jobs *j, const struct rp_job_kind *kind, const char *
     else
         snprintf(job->id, sizeof(job->id), "%s-%u", kind->type, ++j->made);
     say_status(job, CREATED);
-    rc = pthread_create(&job->thread, NULL, job_thread, job);
-    if (rc != 0) {
+    rc = rp_thread_start(&job->thread, "job", job_thread, job, err);
+    if (rc < 0) {
         job_free(job);
-        return rp_error_set(err, rc, "job: no thread: %s", strerror(rc));
+        return rc;
     }
     j->all[j->n++] = job;
     if (id_out)

@@ -4,6 +4,7 @@
 #include "core/accept.h"
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "tools/qmp_client.h"
 #include "tools/qmp_message.h"
 
@@ -262,7 +263,6 @@ static bool clients_waiting(const struct rp_qmp *q)
 static void *server_thread(void *arg)
 {
     struct rp_qmp *q = arg;
-    pthread_setname_np(pthread_self(), "qmp");
     uint64_t end_ns = 0;
     for (;;) {
         struct epoll_event ev[16];
@@ -377,11 +377,9 @@ int rp_qmp_listen(struct rp_qmp *q, int fd, struct rp_error *err)
 
 int rp_qmp_start(struct rp_qmp *q, struct rp_error *err)
 {
-    int rc = pthread_create(&q->thread, NULL, server_thread, q);
-    if (rc != 0)
-        return rp_error_set(err, rc, "qmp: no thread: %s", strerror(rc));
-    q->started = true;
-    return 0;
+    int rc = rp_thread_start(&q->thread, "qmp", server_thread, q, err);
+    q->started = rc == 0;
+    return rc;
 }
 
 static void requests_free(struct request *r)

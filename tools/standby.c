@@ -2,6 +2,7 @@
 #include "tools/standby_internal.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"
 #include "vmm/disk.h"
@@ -249,12 +250,9 @@ static void *serve_main(void *arg)
 
 int rp_standby_serve(struct rp_standby *s, struct rp_error *err)
 {
-    int rc = pthread_create(&s->thread, NULL, serve_main, s);
-    if (rc)
-        return rp_error_set(err, rc, "cannot start the standby's thread: %s", strerror(rc));
-    pthread_setname_np(s->thread, "standby");
-    s->serving = true;
-    return 0;
+    int rc = rp_thread_start(&s->thread, "standby", serve_main, s, err);
+    s->serving = rc == 0;
+    return rc;
 }
 
 /* `hard`: whatever goes on; otherwise the thread is about to end by itself, and its connection stays. */

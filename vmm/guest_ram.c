@@ -2,6 +2,7 @@
 #include "vmm/guest_ram.h"
 
 #include "core/log.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -161,12 +162,11 @@ static int populate_behind(struct rp_guest_ram *ram, struct rp_error *err)
     if (!p)
         return rp_error_set(err, ENOMEM, "guest RAM: no memory for the thread that populates it");
     p->view = ram->view;
-    rc = pthread_create(&p->thread, NULL, populator_main, p);
-    if (rc != 0) {
+    rc = rp_thread_start(&p->thread, "populate", populator_main, p, err);
+    if (rc < 0) {
         free(p);
-        return rp_error_set(err, rc, "guest RAM: no thread to populate it");
+        return rc;
     }
-    pthread_setname_np(p->thread, "populate");
     ram->populator = p;
     return 0;
 }

@@ -7,9 +7,9 @@
 #include "vmm/loop.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -161,7 +161,6 @@ static void *loop_main(void *arg)
     struct rp_loop *l = arg;
     struct epoll_event ev[BATCH];
 
-    pthread_setname_np(pthread_self(), "io");
     while (!atomic_load(&l->stop)) {
         int n = epoll_wait(l->epfd, ev, BATCH, -1);
         if (n > 0 && !atomic_load(&l->stop))
@@ -182,17 +181,10 @@ bool rp_loop_turn(struct rp_loop *l)
 
 int rp_loop_start(struct rp_loop *l, struct rp_error *err)
 {
-    sigset_t all, old;
-    int rc;
+    int rc = rp_thread_start(&l->thread, "io", loop_main, l, err);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(&l->thread, NULL, loop_main, l);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc != 0)
-        return rp_error_set(err, rc, "event loop: cannot start a thread");
-    l->started = true;
-    return 0;
+    l->started = rc == 0;
+    return rc;
 }
 
 void rp_loop_stop(struct rp_loop *l)

@@ -3,12 +3,12 @@
 
 #include "core/fault.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "vmm/devices.h"
 #include "vmm/power.h"
 #include "vmm/vcpu_state.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,7 +132,6 @@ static void *asker_main(void *arg)
     struct rp_machine *m = arg;
     uint64_t n;
 
-    pthread_setname_np(pthread_self(), "guest requests");
     for (;;) {
         unsigned asks;
         if (read(m->ask_fd, &n, sizeof n) != sizeof n)
@@ -150,15 +149,10 @@ static void *asker_main(void *arg)
 
 static int start_asker(struct rp_machine *m, struct rp_error *err)
 {
-    sigset_t all, old;
-    int rc;
+    int rc = rp_thread_start(&m->asker, "guest requests", asker_main, m, err);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(&m->asker, NULL, asker_main, m);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     m->asker_started = rc == 0;
-    return rc ? rp_error_set(err, rc, "machine: cannot start a thread") : 0;
+    return rc;
 }
 
 /* --- the control thread's calls --- */

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "vmm/vcpu_state.h"
 
 #include <errno.h>
@@ -288,11 +289,8 @@ static bool next_run(struct rp_vcpu *v)
 static void *vcpu_main(void *arg)
 {
     struct rp_vcpu *v = arg;
-    char name[16];
     sigset_t kick;
 
-    snprintf(name, sizeof name, "vcpu %u", v->index);
-    pthread_setname_np(pthread_self(), name);
     sigemptyset(&kick);
     sigaddset(&kick, KICK_SIGNAL);
     pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
@@ -413,19 +411,18 @@ void rp_vcpus_destroy(struct rp_vcpus *g)
 
 int rp_vcpus_start(struct rp_vcpus *g, struct rp_error *err)
 {
-    sigset_t all, old;
     int rc = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     for (unsigned i = 0; i < g->n && rc == 0; i++) {
+        char name[16];
+
         if (g->v[i].started)
             continue;
-        rc = pthread_create(&g->v[i].thread, NULL, vcpu_main, &g->v[i]);
+        snprintf(name, sizeof name, "vcpu %u", i);
+        rc = rp_thread_start(&g->v[i].thread, name, vcpu_main, &g->v[i], err);
         g->v[i].started = rc == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return rc ? rp_error_set(err, rc, "vcpus: cannot start a thread") : 0;
+    return rc;
 }
 
 void rp_vcpus_go(struct rp_vcpus *g)
@@ -505,7 +502,6 @@ static void *ticker_main(void *arg)
     struct rp_vcpus *g = arg;
     struct timespec period = {.tv_nsec = THROTTLE_PERIOD_NS};
 
-    pthread_setname_np(pthread_self(), "throttle");
     while (!atomic_load(&g->stop_ticking)) {
         pthread_mutex_lock(&g->lock);
         g->nap_until_ns = rp_clock_ns() + (uint64_t)THROTTLE_PERIOD_NS * g->throttle / 100;
@@ -523,7 +519,6 @@ static void *ticker_main(void *arg)
 
 int rp_vcpus_throttle(struct rp_vcpus *g, unsigned percent, struct rp_error *err)
 {
-    sigset_t all, old;
     int rc;
 
     if (percent == 0) {
@@ -536,10 +531,7 @@ int rp_vcpus_throttle(struct rp_vcpus *g, unsigned percent, struct rp_error *err
     if (g->ticking)
         return 0;
     atomic_store(&g->stop_ticking, false);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(&g->ticker, NULL, ticker_main, g);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    rc = rp_thread_start(&g->ticker, "throttle", ticker_main, g, err);
     g->ticking = rc == 0;
-    return rc ? rp_error_set(err, rc, "throttle: cannot start a thread") : 0;
+    return rc;
 }

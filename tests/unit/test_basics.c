@@ -1,15 +1,17 @@
-/* errors, bytes, page sets, digest, queue, histogram, event log: the small things that everything stands on. */
+/* errors, bytes, page sets, digest, threads, queue, histogram, event log: the small things that everything stands on. */
 #include "core/accept.h"
 #include "core/bytes.h"
 #include "core/digest.h"
 #include "core/event.h"
 #include "core/histogram.h"
 #include "core/queue.h"
+#include "core/thread.h"
 #include "core/xxh3.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -184,6 +186,27 @@ Test(digest, the_same_page_counts_differently_elsewhere)
 {
     uint8_t page[RP_PAGE_SIZE] = {1};
     cr_assert_neq(rp_page_hash(1, page).lo, rp_page_hash(2, page).lo);
+}
+
+static void *blocked_signals(void *blocked)
+{
+    pthread_sigmask(SIG_BLOCK, NULL, blocked);
+    return blocked;
+}
+
+Test(thread, has_no_signals_but_its_own_faults)
+{
+    pthread_t t;
+    sigset_t mine, before, after;
+    void *back;
+    struct rp_error err = {0};
+    pthread_sigmask(SIG_BLOCK, NULL, &before);
+    cr_assert_eq(rp_thread_start(&t, "fifteen letters", blocked_signals, &mine, &err), 0, "%s", err.text);
+    pthread_sigmask(SIG_BLOCK, NULL, &after);
+    cr_assert_eq(pthread_join(t, &back), 0);
+    cr_assert_eq(back, &mine);
+    cr_assert(sigismember(&mine, SIGTERM) && sigismember(&mine, SIGINT) && !sigismember(&mine, SIGSEGV) && !sigismember(&mine, SIGBUS));
+    cr_assert(!sigismember(&before, SIGTERM) && !sigismember(&after, SIGTERM), "the starter's own are as they were");
 }
 
 static void *pusher(void *arg)

@@ -1,0 +1,21 @@
+#include "core/thread.h"
+
+#include <signal.h>
+#include <string.h>
+
+int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err)
+{
+    sigset_t blocked, old;
+    sigfillset(&blocked);
+    sigdelset(&blocked, SIGSEGV);
+    sigdelset(&blocked, SIGBUS);
+    sigdelset(&blocked, SIGILL);
+    sigdelset(&blocked, SIGFPE);
+    pthread_sigmask(SIG_SETMASK, &blocked, &old);       /* the new thread inherits it */
+    int rc = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc)
+        return rp_error_set(err, rc, "cannot start the thread \"%s\": %s", name, strerror(rc));
+    pthread_setname_np(*thread, name);
+    return 0;
+}

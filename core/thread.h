@@ -1,0 +1,19 @@
+/*
+ * thread.h - how a thread is started. docs/threads.md has a row for each; whoever starts one joins it.
+ */
+#ifndef RP_CORE_THREAD_H
+#define RP_CORE_THREAD_H
+
+#include "core/error.h"
+
+#include <pthread.h>
+
+/*
+ * Starts run(arg), joinable. `name`: what tools show for the thread, copied, at most 15 characters (TASK_COMM_LEN; a longer one is not
+ * shown at all). All signals are blocked in it but those of its own faults (SIGSEGV, SIGBUS, SIGILL, SIGFPE), which a sanitizer reports:
+ * signals are the control thread's, and who wants another (a vCPU's kick) unblocks it. `arg` stays the caller's. `*thread` is set
+ * before run begins, and joined by the caller. Any thread. -errno of pthread_create: nothing runs, and *thread means nothing.
+ */
+int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err) RP_MUST_CHECK;
+
+#endif
