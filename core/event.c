@@ -83,6 +83,13 @@ void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, cons
     pthread_mutex_unlock(&ev->lock);
 }
 
+void rp_event_plain(char *text)
+{
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ')
+            *text = '\'';
+}
+
 int rp_events_subscribe(struct rp_events *ev, void (*fn)(void *ctx, const struct rp_event *e), void *ctx)
 {
     int id = -ENOMEM;

@@ -25,6 +25,8 @@ int rp_events_create(unsigned capacity, struct rp_events **out) RP_MUST_CHECK; /
 void rp_events_destroy(struct rp_events *ev);
 /* fmt gives the JSON object's text. ev == NULL: nothing happens. */
 void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, const char *fmt, ...) RP_PRINTF(4, 5);
+/* Makes `text` fit to stand in such an object: what ends a JSON string, or cannot be in one, becomes an apostrophe. */
+void rp_event_plain(char *text);
 /* fn is called for each event from now on. Returns an id for unsubscribe, or -ENOMEM. */
 int rp_events_subscribe(struct rp_events *ev, void (*fn)(void *ctx, const struct rp_event *e), void *ctx);
 void rp_events_unsubscribe(struct rp_events *ev, int id);

@@ -84,14 +84,6 @@ void rp_link_miss_path(struct link_sink *s, unsigned which)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Quotes end a JSON string; what goes into an event has none. */
-static void plain(char *text)
-{
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ')
-            *text = '\'';
-}
-
 /* --- at the beginning --- */
 
 static const char *cannot_resync(const struct rp_link_config *cfg, const struct rp_held *held)
@@ -131,7 +123,7 @@ static int open_control(struct link_sink *s, struct rp_welcome *w, struct rp_err
     if (rc < 0 && s->cfg.have_spare && (!err || err->exit != RP_EXIT_REFUSED) &&
         join(s, &s->cfg.spare, s->cfg.connect_ms, RP_LINK_CONTROL, s->cfg.lanes, &c, w, &why) == 0) {
         if (err)
-            plain(err->text);
+            rp_event_plain(err->text);
         rp_events_emit(s->cfg.events, 0, "TRANSPORT_DEGRADED", "{\"from\": \"rdma\", \"to\": \"tcp\", \"reason\": \"%.110s\"}", err ? err->text : "");
         rp_error_clear(err);
         rp_link_miss_path(s, 0);
@@ -145,7 +137,7 @@ static int open_control(struct link_sink *s, struct rp_welcome *w, struct rp_err
 
 static void missing(struct link_sink *s, const char *event, unsigned number, struct rp_error *why)
 {
-    plain(why->text);
+    rp_event_plain(why->text);
     rp_events_emit(s->cfg.events, 0, event, "{\"number\": %u, \"reason\": \"%.120s\"}", number, why->text);
 }
 

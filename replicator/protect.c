@@ -79,17 +79,9 @@ static int open_outputs(struct rp_protect *p, struct rp_error *err)
     return 0;
 }
 
-/* Quotes end a JSON string; what goes into an event has none. */
-static void plain(char *text)
-{
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ')
-            *text = '\'';
-}
-
 static void standby_lost(struct rp_protect *p, struct rp_error *why)
 {
-    plain(why->text);
+    rp_event_plain(why->text);
     pthread_mutex_lock(&p->lock);
     p->why = *why;
     p->losses++;
