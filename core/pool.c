@@ -1,7 +1,6 @@
 #include "core/pool.h"
 
 #include "core/clock.h"
-#include "core/log.h"
 #include "core/thread.h"
 
 #include <errno.h>
@@ -9,8 +8,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/resource.h>
 
 struct helper {
     struct rp_pool *pool;
@@ -30,12 +27,6 @@ struct rp_pool {
     unsigned busy;                              /* lock: helpers inside fn */
     bool quit;                                  /* lock */
 };
-
-void rp_thread_nice(int nice)
-{
-    if (nice && setpriority(PRIO_PROCESS, 0, nice) != 0)    /* 0: this thread */
-        rp_log(RP_LOG_DEBUG, "a thread cannot give way: %s", strerror(errno));
-}
 
 static void *helper_main(void *arg)
 {

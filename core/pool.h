@@ -14,12 +14,7 @@
 
 struct rp_pool;
 
-/* Threads that work on what was captured give way to vCPUs and to whoever a vCPU waits for where cores are short (INV-5). */
-#define RP_NICE_BEHIND 5
-/* For the calling thread, once and for good: without privileges there is no way back. */
-void rp_thread_nice(int nice);
-
-/* `name`: for the threads, at most 8 characters. threads may be 0. nice: of rp_thread_nice, 0: none. -errno of rp_thread_start. */
+/* `name`: for the threads, at most 8 characters. threads may be 0. nice: of rp_thread_nice (core/thread.h), 0: none. -errno of rp_thread_start. */
 int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_pool_destroy(struct rp_pool *p);
 unsigned rp_pool_threads(const struct rp_pool *p);

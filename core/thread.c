@@ -1,7 +1,11 @@
 #include "core/thread.h"
 
+#include "core/log.h"
+
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 
 int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err)
 {
@@ -18,4 +22,10 @@ int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg)
         return rp_error_set(err, rc, "cannot start the thread \"%s\": %s", name, strerror(rc));
     pthread_setname_np(*thread, name);
     return 0;
+}
+
+void rp_thread_nice(int nice)
+{
+    if (nice && setpriority(PRIO_PROCESS, 0, nice) != 0)    /* 0: this thread */
+        rp_log(RP_LOG_DEBUG, "a thread cannot give way: %s", strerror(errno));
 }

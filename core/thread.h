@@ -16,4 +16,9 @@
  */
 int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err) RP_MUST_CHECK;
 
+/* Threads that work on what was captured give way to vCPUs and to whoever a vCPU waits for where cores are short (INV-5). */
+#define RP_NICE_BEHIND 5
+/* For the calling thread, once and for good: without privileges there is no way back. */
+void rp_thread_nice(int nice);
+
 #endif

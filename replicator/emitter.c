@@ -1,7 +1,6 @@
 #include "replicator/emitter.h"
 
 #include "core/clock.h"
-#include "core/pool.h"
 #include "core/queue.h"
 #include "core/thread.h"
 

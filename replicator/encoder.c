@@ -1,8 +1,9 @@
 #include "replicator/encoder.h"
 
 #include "core/clock.h"
-#include "core/pool.h"
 #include "core/copy.h"
+#include "core/pool.h"
+#include "core/thread.h"
 #include "replicator/fingerprint.h"
 
 #include <errno.h>

@@ -18,7 +18,6 @@
 
 #include "core/clock.h"
 #include "core/log.h"
-#include "core/pool.h"
 #include "core/thread.h"
 
 #include <errno.h>
