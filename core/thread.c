@@ -1,5 +1,6 @@
 #include "core/thread.h"
 
+#include "core/clock.h"
 #include "core/log.h"
 
 #include <errno.h>
@@ -28,4 +29,10 @@ void rp_thread_nice(int nice)
 {
     if (nice && setpriority(PRIO_PROCESS, 0, nice) != 0)    /* 0: this thread */
         rp_log(RP_LOG_DEBUG, "a thread cannot give way: %s", strerror(errno));
+}
+
+int rp_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns)
+{
+    struct timespec ts = rp_timespec(until_ns);
+    return -pthread_cond_clockwait(cond, lock, CLOCK_MONOTONIC, &ts);
 }

@@ -1,5 +1,5 @@
 /*
- * thread.h - how a thread is started. docs/threads.md has a row for each; whoever starts one joins it.
+ * thread.h - how a thread is started, gives way and waits. docs/threads.md has a row for each; whoever starts one joins it.
  */
 #ifndef RP_CORE_THREAD_H
 #define RP_CORE_THREAD_H
@@ -7,6 +7,7 @@
 #include "core/error.h"
 
 #include <pthread.h>
+#include <stdint.h>
 
 /*
  * Starts run(arg), joinable. `name`: what tools show for the thread, copied, at most 15 characters (TASK_COMM_LEN; a longer one is not
@@ -15,6 +16,9 @@
  * before run begins, and joined by the caller. Any thread. -errno of pthread_create: nothing runs, and *thread means nothing.
  */
 int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err) RP_MUST_CHECK;
+
+/* Waits, with `lock` held, until a time of rp_clock_ns at most. 0: woken, or for no reason; -ETIMEDOUT. */
+int rp_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns);
 
 /* Threads that work on what was captured give way to vCPUs and to whoever a vCPU waits for where cores are short (INV-5). */
 #define RP_NICE_BEHIND 5

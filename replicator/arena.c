@@ -1,6 +1,6 @@
 #include "replicator/arena.h"
 
-#include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -58,11 +58,7 @@ int rp_arena_create(uint64_t bytes, uint64_t gfn_end, struct rp_arena **out, str
     for (uint64_t g = 0; g < gfn_end; g++)
         a->cached[g] = RP_SLOT_NONE;
     pthread_mutex_init(&a->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&a->freed, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&a->freed, NULL);
     *out = a;
     return 0;
 }
@@ -144,11 +140,10 @@ uint32_t rp_arena_alloc(struct rp_arena *a, uint32_t *slots, uint32_t n)
 
 bool rp_arena_wait(struct rp_arena *a, uint32_t n, uint64_t deadline_ns)
 {
-    struct timespec ts = rp_timespec(deadline_ns);
     pthread_mutex_lock(&a->lock);
     a->waiting = n;
     while (a->nfree + a->ncached < n && !a->closed)
-        if (pthread_cond_timedwait(&a->freed, &a->lock, &ts) == ETIMEDOUT)
+        if (rp_cond_wait_until(&a->freed, &a->lock, deadline_ns) < 0)
             break;
     bool ok = a->nfree + a->ncached >= n && !a->closed;
     a->waiting = 0;

@@ -282,11 +282,7 @@ int rp_emitter_create(const struct rp_emitter_config *cfg, struct rp_emitter **o
         return rp_error_set(err, ENOMEM, "no memory for the emitter");
     m->cfg = *cfg;
     pthread_mutex_init(&m->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&m->over, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&m->over, NULL);
     int rc = rp_queue_init(&m->queue, QUEUE + rp_arena_slots(cfg->arena) / QUEUE_PAGES);
     if (rc == 0)
         rc = rp_digest_init(&m->digest, cfg->ram.gfn_end);
@@ -360,13 +356,12 @@ void rp_emitter_abandon(struct rp_emitter *m)
 bool rp_emitter_join(struct rp_emitter *m, int timeout_ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000u;
-    struct timespec ts = rp_timespec(until);
     int rc = 0;
     if (!m->started)
         return true;
     pthread_mutex_lock(&m->lock);
     while (!m->ended && rc == 0)
-        rc = timeout_ms < 0 ? pthread_cond_wait(&m->over, &m->lock) : pthread_cond_timedwait(&m->over, &m->lock, &ts);
+        rc = timeout_ms < 0 ? pthread_cond_wait(&m->over, &m->lock) : rp_cond_wait_until(&m->over, &m->lock, until);
     bool ended = m->ended;
     pthread_mutex_unlock(&m->lock);
     if (ended)

@@ -19,7 +19,7 @@ struct rp_lease_keeper {
     pthread_t renewer, watcher;
     bool threads;
     pthread_mutex_t lock;
-    pthread_cond_t change;              /* CLOCK_MONOTONIC */
+    pthread_cond_t change;
     bool stop, lost;                    /* lock */
     struct rp_error why;                /* lock: the newest failure */
     _Atomic uint64_t deadline_ns;       /* written under lock */
@@ -30,9 +30,7 @@ struct rp_lease_keeper {
 /* lock held. Sleeps until `ns` from now or a change. */
 static void pause_for(struct rp_lease_keeper *k, uint64_t ns)
 {
-    uint64_t until = rp_clock_ns() + ns;
-    struct timespec ts = rp_timespec(until);
-    pthread_cond_timedwait(&k->change, &k->lock, &ts);
+    rp_cond_wait_until(&k->change, &k->lock, rp_clock_ns() + ns);
 }
 
 /* lock held; drops it for the callback. */
@@ -151,11 +149,7 @@ int rp_lease_keeper_start(struct rp_lease *l, const struct rp_lease_keeper_confi
     atomic_init(&k->deadline_ns, l->deadline_ns);
     pthread_mutex_init(&k->lock, NULL);
     pthread_mutex_init(&k->lease_lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&k->change, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&k->change, NULL);
     int rc = start_threads(k, err);
     if (rc < 0) {
         free(k);

@@ -1,5 +1,6 @@
 /* The primary's connections: all of them when a session opens, lost ones sought again while it goes on. */
 #include "core/clock.h"
+#include "core/thread.h"
 #include "core/fault.h"
 #include "replicator/link_primary.h"
 
@@ -242,8 +243,7 @@ void *rp_link_mend_main(void *arg)
             continue;
         }
         uint64_t until = rp_clock_ns() + pause_ms * 1000000ull;
-        struct timespec ts = rp_timespec(until);
-        while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+        while (!atomic_load(&s->cancelled) && !s->over && rp_cond_wait_until(&s->change, &s->lock, until) == 0)
             ;
         if (atomic_load(&s->cancelled) || s->over)
             break;

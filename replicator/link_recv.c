@@ -443,12 +443,11 @@ void rp_link_recv_image(struct rp_link_recv *r, struct rp_image *image)
 int rp_link_recv_running(struct rp_link_recv *r, int timeout_ms, struct rp_error *err)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    struct timespec ts = rp_timespec(until);
     struct rp_control_msg m = {.type = RP_CTL_RUNNING};
     int rc = r->tailing ? rp_control_send(&r->control, &m) : -ENOTCONN, waited = 0;
     pthread_mutex_lock(&r->lock);
     while (rc == 0 && !r->tail_over && waited == 0)
-        waited = pthread_cond_clockwait(&r->change, &r->lock, CLOCK_MONOTONIC, &ts);
+        waited = rp_cond_wait_until(&r->change, &r->lock, until);
     if (rc == 0 && !r->answered)
         rc = r->tail_over ? -EPIPE : -ETIMEDOUT;
     pthread_mutex_unlock(&r->lock);

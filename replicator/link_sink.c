@@ -53,9 +53,8 @@ static void hush(struct link_sink *s)
 static void await(struct link_sink *s, const bool *what)
 {
     uint64_t until = rp_clock_ns() + LAST_WORD_MS * 1000000ull;
-    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
-    while (!*what && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+    while (!*what && rp_cond_wait_until(&s->change, &s->lock, until) == 0)
         ;
     pthread_mutex_unlock(&s->lock);
 }
@@ -261,9 +260,8 @@ static int beat(struct link_sink *s)
 static bool await_beat(struct link_sink *s)
 {
     uint64_t until = rp_clock_ns() + s->cfg.heartbeat_ms * 1000000ull;
-    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
-    while (!atomic_load(&s->cancelled) && !s->over && pthread_cond_timedwait(&s->change, &s->lock, &ts) == 0)
+    while (!atomic_load(&s->cancelled) && !s->over && rp_cond_wait_until(&s->change, &s->lock, until) == 0)
         ;
     bool over = s->over;
     pthread_mutex_unlock(&s->lock);
@@ -417,11 +415,7 @@ int rp_link_sink_create(const struct rp_link_config *cfg, struct rp_sink **out, 
         return rc;
     }
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->change, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&s->change, NULL);
     struct rp_welcome w = {0};
     const struct rp_bundle_events events = {.ctx = s, .lane_lost = on_lane_lost};
     rc = rp_bundle_create(&events, &s->bundle, err);
@@ -466,11 +460,10 @@ void rp_link_sink_take_sums(struct rp_sink *base, struct rp_disk_sums *out)
 static int wait_for(struct link_sink *s, const bool *what, int timeout_ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&s->lock);
     int rc = 0;
     while (!*what && !s->failed && !s->over && rc == 0)
-        rc = pthread_cond_timedwait(&s->change, &s->lock, &ts);
+        rc = rp_cond_wait_until(&s->change, &s->lock, until);
     rc = *what ? 0 : s->failed ? -ECANCELED : s->over ? -EPIPE : -ETIMEDOUT;
     pthread_mutex_unlock(&s->lock);
     return rc;

@@ -39,9 +39,8 @@ bool rp_protect_stopping(struct rp_protect *p)
 static void pause_ms(struct rp_protect *p, unsigned ms)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)ms * 1000000u;
-    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&p->lock);
-    while (!p->stop && pthread_cond_timedwait(&p->change, &p->lock, &ts) == 0)
+    while (!p->stop && rp_cond_wait_until(&p->change, &p->lock, until) == 0)
         ;
     pthread_mutex_unlock(&p->lock);
 }
@@ -221,11 +220,7 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
     memcpy(p->cfg.link.vm_id, p->info.vm_id, sizeof(p->cfg.link.vm_id));
     memcpy(p->cfg.link.vm_name, p->info.name, sizeof(p->cfg.link.vm_name));
     pthread_mutex_init(&p->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->change, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&p->change, NULL);
     rc = rp_thread_start(&p->thread, "protect", protect_main, p, err);
     if (rc < 0) {
         free(p);
@@ -235,19 +230,13 @@ int rp_protect_start(struct rp_source *src, struct rp_events *events, const stru
     return 0;
 }
 
-static struct timespec deadline(int timeout_ms)
-{
-    uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
-    return rp_timespec(until);
-}
-
 int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err)
 {
-    struct timespec ts = deadline(timeout_ms);
+    uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
     pthread_mutex_lock(&p->lock);
     int timeout = 0;
     while (timeout == 0 && p->state != RP_PROTECT_PROTECTED && p->losses == 0)
-        timeout = pthread_cond_timedwait(&p->change, &p->lock, &ts);
+        timeout = rp_cond_wait_until(&p->change, &p->lock, until);
     int rc = 0;
     if (p->state != RP_PROTECT_PROTECTED) {
         rc = p->losses ? p->why.code : rp_error_set(err, ETIMEDOUT, "not protected after %d ms", timeout_ms);
@@ -260,7 +249,7 @@ int rp_protect_wait(struct rp_protect *p, int timeout_ms, struct rp_error *err)
 
 int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err)
 {
-    struct timespec ts = deadline(timeout_ms);
+    uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
     pthread_mutex_lock(&p->lock);
     int rc = 0, timeout = 0;
     if (p->state != RP_PROTECT_PROTECTED) {
@@ -272,7 +261,7 @@ int rp_protect_switch(struct rp_protect *p, int timeout_ms, struct rp_error *err
         pthread_cond_broadcast(&p->change);
         p->waiters++;
         while (p->switched == 1 && !p->stop && timeout == 0)
-            timeout = pthread_cond_timedwait(&p->change, &p->lock, &ts);
+            timeout = rp_cond_wait_until(&p->change, &p->lock, until);
         p->waiters--;
         pthread_cond_broadcast(&p->change);
         rc = p->switched != 1 ? p->switched

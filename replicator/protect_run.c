@@ -2,6 +2,7 @@
 #include "replicator/protect_internal.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -96,9 +97,7 @@ static void watch_run(struct rp_protect *p)
             rp_engine_stop(p->engine);
         if (p->switching && announced && !finishing)
             finishing = prepare_switch(p);
-        uint64_t until = rp_clock_ns() + (announced ? 100000000u : 5000000u);
-        struct timespec ts = rp_timespec(until);
-        pthread_cond_timedwait(&p->change, &p->lock, &ts);
+        rp_cond_wait_until(&p->change, &p->lock, rp_clock_ns() + (announced ? 100000000u : 5000000u));
     }
     pthread_mutex_unlock(&p->lock);
 }

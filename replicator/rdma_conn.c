@@ -2,6 +2,7 @@
 
 #include "core/bytes.h"
 #include "core/clock.h"
+#include "core/thread.h"
 #include "replicator/rdma_mem.h"
 #include "replicator/rdma_qp.h"
 #include "replicator/rdma_ring.h"
@@ -223,8 +224,7 @@ static void follow(struct rp_rdma_conn *c, uint64_t deadline_ns)
         pthread_cond_wait(&c->turn, &c->lock);
         return;
     }
-    struct timespec ts = rp_timespec(deadline_ns);
-    pthread_cond_timedwait(&c->turn, &c->lock, &ts);
+    rp_cond_wait_until(&c->turn, &c->lock, deadline_ns);
 }
 
 /* Waits until something has changed or until the deadline (0: none). The lock is given up meanwhile. */
@@ -516,11 +516,7 @@ int rp_rdma_conn_create(struct rp_rdma_cm *cm, struct rp_rdma_conn **out, struct
     c->cm = *cm;
     c->epoll_fd = c->wake_fd = c->ready_fd = -1;
     pthread_mutex_init(&c->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->turn, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&c->turn, NULL);
     rp_rdma_cm_name(rdma_get_peer_addr(c->cm.id), c->base.peer, sizeof(c->base.peer));
     const size_t narrow = RP_RDMA_NARROW * RP_RDMA_SLOTS;
     int rc = rp_rdma_qp_open(&c->qp, c->cm.id, err);

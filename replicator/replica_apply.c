@@ -93,9 +93,7 @@ static void wait_change(struct rp_replica *r)
         pthread_cond_wait(&r->change, &r->lock);
         return;
     }
-    uint64_t until = rp_clock_ns() + IDLE_SYNC_NS;
-    struct timespec ts = rp_timespec(until);
-    pthread_cond_timedwait(&r->change, &r->lock, &ts);
+    rp_cond_wait_until(&r->change, &r->lock, rp_clock_ns() + IDLE_SYNC_NS);
 }
 
 static void *applier_main(void *arg)

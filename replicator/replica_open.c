@@ -109,7 +109,6 @@ static int open_all(struct rp_replica *r, const struct rp_replica_config *cfg, s
 int rp_replica_open(const struct rp_replica_config *cfg, struct rp_replica **out, struct rp_error *err)
 {
     struct rp_replica *r = calloc(1, sizeof(*r));
-    pthread_condattr_t attr;
     if (!r)
         return rp_error_set(err, ENOMEM, "no memory for the copies of the disks");
     r->io = cfg->io ? cfg->io : &rp_durable_host;
@@ -119,11 +118,8 @@ int rp_replica_open(const struct rp_replica_config *cfg, struct rp_replica **out
     for (unsigned i = 0; i < RP_REPLICA_DISKS_MAX; i++)
         r->disks[i].fd = -1;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&r->change, &attr);
-    pthread_cond_init(&r->sums.wake, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&r->change, NULL);
+    pthread_cond_init(&r->sums.wake, NULL);
     int rc = cfg->ndisks > RP_REPLICA_DISKS_MAX ? rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "more than %u disks", RP_REPLICA_DISKS_MAX) : 0;
     if (rc == 0)
         rc = open_all(r, cfg, err);

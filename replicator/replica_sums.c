@@ -131,9 +131,7 @@ static void wait_for_work(struct rp_replica *r)
         pthread_cond_wait(&s->wake, &r->lock);
         return;
     }
-    uint64_t until = rp_clock_ns() + LOOK_NS;
-    struct timespec ts = rp_timespec(until);
-    pthread_cond_timedwait(&s->wake, &r->lock, &ts);
+    rp_cond_wait_until(&s->wake, &r->lock, rp_clock_ns() + LOOK_NS);
 }
 
 static void *sums_main(void *arg)

@@ -292,9 +292,7 @@ int rp_fence_sees(struct rp_fence *f, uint64_t term, uint64_t holder, struct rp_
 /* lock held */
 static void sleep_ms(struct rp_fence *f, unsigned ms)
 {
-    uint64_t until = rp_clock_ns() + (uint64_t)ms * 1000000u;
-    struct timespec ts = rp_timespec(until);
-    pthread_cond_timedwait(&f->change, &f->lock, &ts);
+    rp_cond_wait_until(&f->change, &f->lock, rp_clock_ns() + (uint64_t)ms * 1000000u);
 }
 
 /* One step for the state there is; returns the ms until the next, UINT_MAX: when something changes. */
@@ -368,11 +366,7 @@ int rp_fence_open(const struct rp_fence_config *cfg, struct rp_fence **out, stru
     pthread_mutex_init(&f->op, NULL);
     pthread_mutex_init(&f->keeper_lock, NULL);
     pthread_mutex_init(&f->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&f->change, &attr);
-    pthread_condattr_destroy(&attr);
+    pthread_cond_init(&f->change, NULL);
     rc = rp_thread_start(&f->thread, "fence", fence_main, f, err);
     if (rc < 0) {
         rp_lease_destroy(f->lease);

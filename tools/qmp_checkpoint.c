@@ -6,6 +6,7 @@
  * that happened after the checkpoint is lost or done twice.
  */
 #include "core/clock.h"
+#include "core/thread.h"
 #include "replicator/engine.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"
@@ -57,11 +58,10 @@ static void on_ended(void *ctx, int rc, const struct rp_error *why)
 static bool wait_over(struct checkpoint *c)
 {
     uint64_t until = rp_clock_ns() + PROGRESS_NS;
-    struct timespec ts = rp_timespec(until);
     pthread_mutex_lock(&c->lock);
     int rc = 0;
     while (!c->over && rc == 0)
-        rc = pthread_cond_clockwait(&c->changed, &c->lock, CLOCK_MONOTONIC, &ts);
+        rc = rp_cond_wait_until(&c->changed, &c->lock, until);
     bool over = c->over;
     pthread_mutex_unlock(&c->lock);
     return over;

@@ -262,8 +262,7 @@ static bool wait_outside(struct rp_vcpu *v)
             watch(v);
             watched = true;
         } else if (nap) {
-            struct timespec ts = rp_timespec(g->nap_until_ns);
-            (void)pthread_cond_clockwait(&g->go, &g->lock, CLOCK_MONOTONIC, &ts);
+            rp_cond_wait_until(&g->go, &g->lock, g->nap_until_ns);
         } else {
             pthread_cond_wait(&g->go, &g->lock);
         }
