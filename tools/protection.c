@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 #define RETAKE_MS 1000
 
@@ -173,10 +172,7 @@ static void forget(struct rp_vm *vm)
     if (rp_protection_pauses(vm) && rp_machine_state(vm->machine) == RP_VM_PAUSED && rp_machine_resume(vm->machine, RP_PAUSE_STANDBY, &err) < 0)
         rp_log(RP_LOG_ERROR, "--on-loss pause is over, and the VM cannot go on: %s", err.text);
     vm->protection = NULL;
-    if (p->event_fd >= 0) {
-        rp_vm_unwatch(vm, p->event_fd);
-        close(p->event_fd);
-    }
+    rp_vm_unwatch_close(vm, p->event_fd);
     pthread_mutex_destroy(&p->lock);
     free(p);
 }

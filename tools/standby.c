@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
-#include <unistd.h>
 
 static const char *const state_names[] = {"waiting", "syncing", "ready", "alone", "handed-over", "behind", "taking-over"};
 
@@ -358,13 +357,8 @@ void rp_standby_stop(struct rp_vm *vm)
     rp_link_recv_destroy(s->recv);
     free_image(s);
     rp_replica_close(s->replica);
-    for (int i = 0; i < 2; i++) {
-        int fd = i ? s->again_fd : s->event_fd;
-        if (fd >= 0) {
-            rp_vm_unwatch(vm, fd);
-            close(fd);
-        }
-    }
+    rp_vm_unwatch_close(vm, s->event_fd);
+    rp_vm_unwatch_close(vm, s->again_fd);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

@@ -94,13 +94,15 @@ int rp_vm_watch(struct rp_vm *vm, int fd, void (*fn)(void *ctx), void *ctx, stru
     return 0;
 }
 
-void rp_vm_unwatch(struct rp_vm *vm, int fd)
+void rp_vm_unwatch_close(struct rp_vm *vm, int fd)
 {
     for (unsigned i = 0; i < vm->nwatches; i++)
         if (vm->watches[i].fd == fd) {
             vm->watches[i] = vm->watches[--vm->nwatches];
-            return;
+            break;
         }
+    if (fd >= 0)
+        close(fd);
 }
 
 void rp_vm_leave(struct rp_vm *vm, int exit_code)

@@ -57,7 +57,8 @@ int rp_vm_open(struct rp_vm *vm, const char *name, const char *qmp_path, struct 
 int rp_vm_serve(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 /* Has fn called on the control thread while `fd` is readable (a terminal, a link). Before the loop, or from within it. */
 int rp_vm_watch(struct rp_vm *vm, int fd, void (*fn)(void *ctx), void *ctx, struct rp_error *err) RP_MUST_CHECK;
-void rp_vm_unwatch(struct rp_vm *vm, int fd);
+/* The end of that: `fd` is closed. -1, or one that nobody watches (yet): likewise. */
+void rp_vm_unwatch_close(struct rp_vm *vm, int fd);
 /* Runs until the machine has ended. Returns the exit code, or -errno with the machine's failure. SIGTERM presses the power
  * button, a second one or the time limit ends the VM; SIGINT ends it at once. */
 int rp_vm_loop(struct rp_vm *vm, struct rp_error *err);

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
 
 static void on_changed(void *ctx)
 {
@@ -100,10 +99,8 @@ int rp_vm_fence_open(struct rp_vm *vm, const char *where, uint64_t ttl_ns, struc
         rc = rp_vm_watch(vm, vm->fence_fd, on_readable, vm, err);
     if (rc == 0)
         rc = rp_fence_open(&cfg, &vm->fence, err);
-    if (rc < 0 && vm->fence_fd >= 0) {
-        rp_vm_unwatch(vm, vm->fence_fd);
-        close(vm->fence_fd);
-    }
+    if (rc < 0)
+        rp_vm_unwatch_close(vm, vm->fence_fd);
     return rc < 0 ? rp_error_wrap(err, "--lease %s", where) : 0;
 }
 
@@ -132,8 +129,7 @@ void rp_vm_fence_close(struct rp_vm *vm)
         return;
     if (rp_fence_state(vm->fence) == RP_FENCE_HELD && rp_fence_yield(vm->fence, &err) < 0)
         rp_log(RP_LOG_WARN, "the lease could not be released, it runs out by itself: %s", err.text);
-    rp_vm_unwatch(vm, vm->fence_fd);
     rp_fence_close(vm->fence);
     vm->fence = NULL;
-    close(vm->fence_fd);
+    rp_vm_unwatch_close(vm, vm->fence_fd);
 }
