@@ -10,6 +10,7 @@
 #include "replicator/engine.h"
 #include "replicator/link.h"
 #include "tests/bench/source.h"
+#include "tests/own_address.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -21,7 +22,8 @@
 #include <unistd.h>
 
 struct run {
-    const char *name, *uri;
+    const char *name;
+    const struct rp_uri *uri;
     struct synth_config guest;
     struct rp_goal goal;
 };
@@ -124,14 +126,13 @@ static void measure(struct rp_engine *e, struct rp_sink *sink, struct synth *g, 
 static void one(const struct bench_words *w, const struct run *run, struct result *r)
 {
     struct rp_error err = {0};
-    struct rp_link_config link = {.vm_id = {7, 7, 7}, .vm_name = "synthetic", .lanes = (unsigned)bench_number(w, "lanes", 1), .timeout_ms = 5000};
+    struct rp_link_config link = {.uri = *run->uri, .vm_id = {7, 7, 7}, .vm_name = "synthetic", .lanes = (unsigned)bench_number(w, "lanes", 1),
+                                  .timeout_ms = 5000};
     struct rp_engine_config cfg = {.goal = run->goal};
     struct rp_sink *sink;
     struct rp_engine *e;
     uint64_t held;
     cfg.goal.depth = (unsigned)bench_number(w, "depth", 0);
-    if (rp_uri_parse(run->uri, &link.uri, &err) < 0)
-        die("uri", &err);
     uint64_t child0 = cpu_of(RUSAGE_CHILDREN);
     pid_t pid = bench_child(standby, &link.uri);
     struct synth *g = synth_make(&run->guest);
@@ -178,14 +179,11 @@ static void report(const struct run *run, const struct result *r)
 int bench_link(const struct bench_words *w)
 {
     static struct result r;
-    char unix_uri[64], tcp_uri[64];
     uint64_t ram = (uint64_t)bench_number(w, "ram", 256) << 20;
     unsigned writers = (unsigned)bench_number(w, "writers", 1);
     const char *only = bench_text(w, "only", NULL);
-    snprintf(unix_uri, sizeof(unix_uri), "unix:/tmp/bench-engine-%d", getpid());
-    snprintf(tcp_uri, sizeof(tcp_uri), "tcp://127.0.0.1:%d", 20000 + getpid() % 12000);
-    const char *uris[2] = {unix_uri, tcp_uri};
     for (unsigned u = 0; u < 2; u++) {
+        const struct rp_uri uri = own_address(u ? "tcp" : "unix");
         struct synth_config base = {.ram_bytes = ram, .ws_pages = (ram >> RP_PAGE_SHIFT) / 4 * 3, .writers = writers, .bytes = 64,
                                     .content = SYNTH_COUNTER, .fill = SYNTH_NOISE};
         struct synth_config small = base, g1 = base, g50 = base, g200 = base, noise = base, client = base;
@@ -200,9 +198,9 @@ int bench_link(const struct bench_words *w)
         client.output_ns = 1;
         const struct rp_goal fast = {.epoch_ns = 500000}, usual = {.epoch_ns = 20000000};
         const struct run runs[] = {
-            {"small: 50k pages/s, 0.5 ms epochs", uris[u], small, fast},  {"client: an output at all times", uris[u], client, usual},
-            {"1k pages/s, 20 ms", uris[u], g1, usual},                    {"50k pages/s, 20 ms", uris[u], g50, usual},
-            {"200k pages/s, 20 ms", uris[u], g200, usual},                {"50k pages/s of noise, 20 ms", uris[u], noise, usual},
+            {"small: 50k pages/s, 0.5 ms epochs", &uri, small, fast},  {"client: an output at all times", &uri, client, usual},
+            {"1k pages/s, 20 ms", &uri, g1, usual},                    {"50k pages/s, 20 ms", &uri, g50, usual},
+            {"200k pages/s, 20 ms", &uri, g200, usual},                {"50k pages/s of noise, 20 ms", &uri, noise, usual},
         };
         bench_title(u == 0 ? "engine to a standby process, unix socket" : "engine to a standby process, tcp on loopback");
         for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {

@@ -11,6 +11,7 @@
 #include "replicator/held.h"
 #include "replicator/link.h"
 #include "tests/bench/source.h"
+#include "tests/own_address.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -143,13 +144,8 @@ int bench_resync(const struct bench_words *w)
     struct synth_config guest = {.ram_bytes = (uint64_t)bench_number(w, "ram", 1024) << 20, .bytes = 8, .fill = SYNTH_NOISE};
     for (unsigned u = 0; u < 2; u++) {
         struct figures full, delta;
-        struct rp_error err = {0};
-        struct rp_uri uri;
-        char text[64];
+        struct rp_uri uri = own_address(u ? "tcp" : "unix");
         uint64_t epoch = 1, random = 88172645463325252ull;
-        snprintf(text, sizeof(text), u ? "tcp://127.0.0.1:%d" : "unix:/tmp/bench-engine-%d", u ? 20000 + getpid() % 12000 : getpid());
-        if (rp_uri_parse(text, &uri, &err) < 0)
-            die(text, &err);
         bench_title(u ? "a standby that comes back, tcp on loopback" : "a standby that comes back, unix socket");
         pid_t pid = bench_child(standby, &(struct standby_words){&uri, (64u << 20) + guest.ram_bytes / 10});
         struct synth *g = synth_make(&guest);

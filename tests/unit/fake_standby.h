@@ -9,6 +9,7 @@
 
 #include "core/image.h"
 #include "replicator/link.h"
+#include "tests/own_address.h"
 #include "tests/unit/fake_source.h"
 
 #include <errno.h>
@@ -52,21 +53,15 @@ static inline void *standby_main(void *arg)
     return NULL;
 }
 
-/* Listens at an address of this process's own: `scheme` is unix, tcp, or rdma (at RP_RDMA_ADDRESS, which must be set). */
+/* Listens at own_address(scheme). */
 static inline void standby_start(struct standby *s, const char *scheme, const char *key, unsigned timeout_ms)
 {
     struct rp_error err = {0};
     struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
     struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = timeout_ms};
     struct rp_listener *l;
-    const char *host = strcmp(scheme, "rdma") == 0 ? getenv("RP_RDMA_ADDRESS") : "127.0.0.1";
-    char text[100];
     memset(s, 0, sizeof(*s));
-    if (strcmp(scheme, "unix") == 0)
-        snprintf(text, sizeof(text), "unix:/tmp/rp-standby-%d", getpid());
-    else
-        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 12000);
-    cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0, "%s", err.text);
+    s->uri = own_address(scheme);
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0, "%s", err.text);
     cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
     cfg.image = s->image;

@@ -5,6 +5,7 @@
  */
 #include "core/fault.h"
 #include "replicator/protect.h"
+#include "tests/own_address.h"
 #include "tests/unit/fake_source.h"
 
 #include <errno.h>
@@ -62,10 +63,8 @@ static void standby_start(struct standby *s)
 {
     struct rp_error err = {0};
     struct rp_listener *l;
-    char text[100];
     memset(s, 0, sizeof(*s));
-    snprintf(text, sizeof(text), "unix:/tmp/reprise-faults-%d", getpid());
-    cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0);
+    s->uri = own_address("unix");
     struct rp_image_ops ops = {.ctx = s, .ram = make_ram};
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0);
     cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);

@@ -109,10 +109,7 @@ static void connect_pair(struct near *n, struct rp_conn **a, struct rp_conn **b)
 {
     struct rp_error err = {0};
     if (!n->listener) {
-        char text[100];
-        struct rp_uri uri;
-        snprintf(text, sizeof(text), "unix:/tmp/rp-lanes-%d", getpid());
-        cr_assert_eq(rp_uri_parse(text, &uri, &err), 0);
+        struct rp_uri uri = own_address("unix");
         cr_assert_eq(rp_listen(&uri, &n->listener, &err), 0, "%s", err.text);
     }
     cr_assert_eq(rp_connect(&n->listener->uri, 5000, a, &err), 0, "%s", err.text);

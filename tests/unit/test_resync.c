@@ -60,16 +60,10 @@ static void serve(const char *scheme, uint64_t staging_bytes)
     struct rp_image_ops image = {.ctx = &standby, .ram = standby_ram};
     struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = 20000, .stale = on_stale, .sums = on_sums};
     struct rp_listener *l;
-    char text[100];
-    const char *host = strcmp(scheme, "rdma") == 0 ? getenv("RP_RDMA_ADDRESS") : "127.0.0.1";
-    if (!host)
+    if (strcmp(scheme, "rdma") == 0 && !getenv("RP_RDMA_ADDRESS"))
         cr_skip_test("RP_RDMA_ADDRESS names no address of a verbs device (tests/lab/run unit tests=test_resync has one)");
     standby = (struct standby){0};
-    if (strcmp(scheme, "unix") == 0)
-        snprintf(text, sizeof(text), "unix:/tmp/rp-resync-%d", getpid());
-    else
-        snprintf(text, sizeof(text), "%s://%s:%d", scheme, host, 20000 + getpid() % 12000);
-    cr_assert_eq(rp_uri_parse(text, &standby.uri, &err), 0, "%s", err.text);
+    standby.uri = own_address(scheme);
     cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &image, staging_bytes, &standby.image, &err), 0);
     cr_assert_eq(rp_listen(&standby.uri, &l, &err), 0, "%s", err.text);
     cfg.image = standby.image;
@@ -620,12 +614,9 @@ static void *liar_main(void *arg)
 
 static struct rp_uri liar_start(const struct lie *lie)
 {
-    struct rp_uri uri;
+    struct rp_uri uri = own_address("unix");
     struct rp_error err = {0};
-    char text[100];
-    snprintf(text, sizeof(text), "unix:/tmp/rp-resync-%d", getpid());
     liar.lie = lie;
-    cr_assert_eq(rp_uri_parse(text, &uri, &err), 0);
     cr_assert_eq(rp_listen(&uri, &liar.l, &err), 0, "%s", err.text);
     pthread_create(&liar.thread, NULL, liar_main, NULL);
     return uri;
