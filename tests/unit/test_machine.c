@@ -35,6 +35,30 @@ static void wait_beats(struct rp_machine *m, unsigned vcpu, uint64_t more)
     }
 }
 
+/* A machine's first epoch, and what it is cut into. */
+struct cutting {
+    struct rp_source *src;
+    struct rp_sections sections;
+    struct rp_pageset dirty;
+    struct rp_cut cut;
+};
+
+/* From here on it can be cut. */
+static void track(struct cutting *c, struct rp_machine *m, uint64_t epoch)
+{
+    struct rp_error err = {0};
+
+    *c = (struct cutting){.src = rp_machine_source(m), .cut = {.sections = &c->sections, .dirty = &c->dirty, .epoch = epoch}};
+    cr_assert_eq(rp_pageset_init(&c->dirty, rp_machine_ram(m)->view.gfn_end), 0);
+    cr_assert_eq(c->src->ops->track_start(c->src, true, &err), 0, "%s", err.text);
+}
+
+static void cutting_fini(struct cutting *c)
+{
+    rp_pageset_fini(&c->dirty);
+    rp_sections_fini(&c->sections);
+}
+
 Test(machine, runs_pauses_resumes)
 {
     struct rp_machine *m;
@@ -86,30 +110,25 @@ Test(machine, INV2_who_cannot_be_made_leaves_the_adopted_memory, .timeout = 120)
 /* One that goes on from an epoch boots nothing, but can when it is reset, if it was given what. */
 Test(machine, who_goes_on_from_an_epoch_can_be_reset, .timeout = 120)
 {
-    struct rp_sections sections = {0};
     struct rp_machine_config cfg = {.name = "test", .kernel = guest_elf("idle"), .wall_clock_follows = true};
     struct rp_epoch_trailer t = {.number = 1};
-    struct rp_pageset dirty;
-    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct cutting c;
     struct rp_guest_ram ram = {.memfd = -1};
     struct rp_machine *m, *to = NULL;
-    struct rp_source *src;
     struct rp_error err = {0};
     uint64_t beats;
 
     need_kvm("idle");
     m = boot("idle", "", 1, 24);
     wait_beats(m, 0, 50);
-    src = rp_machine_source(m);
-    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
-    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
-    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    track(&c, m, 1);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
     beats = guest_vcpu(m, 0)->heartbeat;
     rp_machine_dissolve(m, &ram);
-    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&c.sections, &cfg, &err), 0, "%s", err.text);
     cfg.adopt = &ram;
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_enter(to, &c.sections, &t, true, &err), 0, "%s", err.text);
     cr_assert_eq(guest_vcpu(to, 0)->heartbeat, beats, "RAM is the epoch's");
     cr_assert_eq(rp_machine_start(to, &err), 0, "%s", err.text);
     wait_beats(to, 0, 5);
@@ -117,8 +136,7 @@ Test(machine, who_goes_on_from_an_epoch_can_be_reset, .timeout = 120)
     wait_running(to);
     wait_beats(to, 0, 5);
     rp_machine_destroy(to);
-    rp_pageset_fini(&dirty);
-    rp_sections_fini(&sections);
+    cutting_fini(&c);
 }
 
 Test(machine, guest_ends_itself)
@@ -169,40 +187,35 @@ static void same_ram(const struct rp_ram_view *a, const struct rp_ram_view *b, u
 /* Cuts `from`, makes a new machine from it and checks that its RAM is the same; ends `from`. It is paused. */
 static struct rp_machine *enter_anew(struct rp_machine *from, uint64_t epoch, int nic_fd)
 {
-    struct rp_source *src = rp_machine_source(from);
-    struct rp_sections sections = {0};
+    struct cutting c;
     struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true, .nnics = nic_fd >= 0, .kernel = rp_machine_cfg(from)->kernel,
                                     .cmdline = rp_machine_cfg(from)->cmdline, .nics[0] = {.kind = RP_NIC_FD, .fd = nic_fd}};
     uint8_t id[16], *at;
     struct rp_epoch_trailer t = {.number = epoch};
-    struct rp_pageset dirty;
-    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = epoch};
     struct rp_machine *to = NULL;
     struct rp_error err = {0};
     const struct rp_ram_view *a = &rp_machine_ram(from)->view, *b;
 
-    cr_assert_eq(rp_pageset_init(&dirty, a->gfn_end), 0);
-    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
-    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    track(&c, from, epoch);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&c.sections, &cfg, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
     b = &rp_machine_ram(to)->view;
     for (uint32_t i = 0; i < a->nregions; i++)
         memcpy(rp_ram_page(b, a->regions[i].gfn), rp_ram_page(a, a->regions[i].gfn), a->regions[i].pages << RP_PAGE_SHIFT);
     if (epoch % 2) {        /* as a standby does, long before */
-        cr_assert_eq(rp_machine_rehearse(to, &sections, &err), 0, "%s", err.text);
+        cr_assert_eq(rp_machine_rehearse(to, &c.sections, &err), 0, "%s", err.text);
         cr_assert_eq(rp_machine_state(to), RP_VM_CREATED);
         same_ram(a, b, epoch);
     }
     at = rp_ram_page(b, RP_VMGENID_GPA >> RP_PAGE_SHIFT);
     memcpy(id, at, sizeof id);
-    cr_assert_eq(rp_machine_enter(to, &sections, &t, nic_fd >= 0, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_enter(to, &c.sections, &t, nic_fd >= 0, &err), 0, "%s", err.text);
     cr_assert_eq(memcmp(id, at, sizeof id) != 0, nic_fd >= 0, "the VM generation id changes when it moved, and only then");
     memcpy(at, id, sizeof id);
     same_ram(a, b, epoch);
     rp_machine_destroy(from);
-    rp_sections_fini(&sections);
-    rp_pageset_fini(&dirty);
+    cutting_fini(&c);
     return to;
 }
 
@@ -327,20 +340,16 @@ static void cut_among_interrupts(unsigned vcpus, const char *cmdline, unsigned d
 {
     static struct rp_vcpu_state st;
     struct rp_machine *m = boot("ipis", cmdline, vcpus, 24);
-    struct rp_source *src = rp_machine_source(m);
-    struct rp_sections sections = {0};
+    struct cutting c;
     struct rp_section sec;
-    struct rp_pageset dirty;
-    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
     struct rp_error err = {0};
     struct rg_status *status = rp_ram_at(rp_machine_ram(m), rp_gpa(RG_STATUS_GPA), sizeof *status);
 
-    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
-    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    track(&c, m, 1);
     __atomic_fetch_or(&status->control, RG_CONTROL_GO, __ATOMIC_RELEASE);
     usleep(delay_us);
-    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
-    cr_assert(rp_sections_find(&sections, "vcpu", 0, &sec));
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
+    cr_assert(rp_sections_find(&c.sections, "vcpu", 0, &sec));
     cr_assert_eq(rp_section_decode(&rp_vcpu_table, &sec, &st, &err), 0, "%s", err.text);
     for (unsigned v = 1; v < vcpus; v++)
         for (uint64_t n = 0; n < guest_vcpu(m, v)->iterations; n++) {
@@ -349,8 +358,7 @@ static void cut_among_interrupts(unsigned vcpus, const char *cmdline, unsigned d
                       vector, n + 1);
         }
     rp_machine_destroy(m);
-    rp_sections_fini(&sections);
-    rp_pageset_fini(&dirty);
+    cutting_fini(&c);
 }
 
 /* VCPU-4 */
@@ -412,12 +420,9 @@ Test(machine, who_enters_elsewhere_announces_itself_when_it_runs, .timeout = 120
 Test(machine, has_up_to_32_vcpus_and_64_gib, .timeout = 600)
 {
     struct rp_machine_config cfg = native_config("idle", "smp=4", 32, 64 << 10);
-    struct rp_sections sections = {0};
-    struct rp_pageset dirty;
-    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct cutting c;
     struct rp_error err = {0};
     struct rp_machine *m = NULL;
-    struct rp_source *src;
     uint64_t until = rp_clock_ns() + 300000000000u;
 
     need_kvm("idle");
@@ -429,16 +434,13 @@ Test(machine, has_up_to_32_vcpus_and_64_gib, .timeout = 600)
             cr_assert(rp_clock_ns() < until, "vcpu %u does not run: %s %s", v, (const char *)guest_status(m)->error_text, rp_machine_failure(m));
             usleep(1000);
         }
-    src = rp_machine_source(m);
-    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
-    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
-    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
-    cr_assert_lt(rp_pageset_count(&dirty), 65536u, "a full epoch of an idle guest names what it has written");
-    cr_assert_gt(rp_pageset_count(&dirty), 32u);
-    cr_assert_eq(src->ops->resume(src, &err), 0, "%s", err.text);
+    track(&c, m, 1);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_pageset_count(&c.dirty), 65536u, "a full epoch of an idle guest names what it has written");
+    cr_assert_gt(rp_pageset_count(&c.dirty), 32u);
+    cr_assert_eq(c.src->ops->resume(c.src, &err), 0, "%s", err.text);
     rp_machine_destroy(m);
-    rp_pageset_fini(&dirty);
-    rp_sections_fini(&sections);
+    cutting_fini(&c);
 }
 
 static void arm(const char *fault)
@@ -453,41 +455,35 @@ static void arm(const char *fault)
 /* Fault points cut and load-section (INV-6): the source runs on, whoever could not enter is destroyed. */
 Test(machine, what_fails_at_a_cut_or_an_entry_leaves_the_source_running, .timeout = 120)
 {
-    struct rp_sections sections = {0};
     struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true};
     struct rp_epoch_trailer t = {.number = 1};
-    struct rp_pageset dirty;
-    struct rp_cut cut = {.sections = &sections, .dirty = &dirty, .epoch = 1};
+    struct cutting c;
     struct rp_machine *m, *to = NULL;
-    struct rp_source *src;
     struct rp_error err = {0};
 
     need_kvm("idle");
     m = boot("idle", "", 1, 24);
-    src = rp_machine_source(m);
-    cr_assert_eq(rp_pageset_init(&dirty, rp_machine_ram(m)->view.gfn_end), 0);
-    cr_assert_eq(src->ops->track_start(src, true, &err), 0, "%s", err.text);
+    track(&c, m, 1);
     arm("cut:1");
-    cr_assert_eq(src->ops->cut(src, &cut, &err), -EIO);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), -EIO);
     arm(NULL);
     wait_beats(m, 0, 5);
-    cr_assert_eq(src->ops->cut(src, &cut, &err), 0, "%s", err.text);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_reset(m, &err), -EBUSY, "a VM that stands for a switchover may never be resumed: who asks is not to wait for it");
-    cr_assert_eq(rp_machine_config_from(&sections, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&c.sections, &cfg, &err), 0, "%s", err.text);
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
     arm("load-section:3");      /* no concern of a rehearsal */
-    cr_assert_eq(rp_machine_rehearse(to, &sections, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_machine_enter(to, &sections, &t, true, &err), -EIO);
+    cr_assert_eq(rp_machine_rehearse(to, &c.sections, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_enter(to, &c.sections, &t, true, &err), -EIO);
     arm(NULL);
     rp_machine_destroy(to);
     cfg.rng = true;             /* what it could not enter, it says at the rehearsal */
     cr_assert_eq(rp_machine_create(&cfg, NULL, &to, &err), 0, "%s", err.text);
-    cr_assert_lt(rp_machine_rehearse(to, &sections, &err), 0);
+    cr_assert_lt(rp_machine_rehearse(to, &c.sections, &err), 0);
     cr_assert(strstr(err.text, "no section \"virtio-rng\""), "%s", err.text);
     rp_machine_destroy(to);
-    cr_assert_eq(src->ops->resume(src, &err), 0, "%s", err.text);
+    cr_assert_eq(c.src->ops->resume(c.src, &err), 0, "%s", err.text);
     wait_beats(m, 0, 5);
     rp_machine_destroy(m);
-    rp_pageset_fini(&dirty);
-    rp_sections_fini(&sections);
+    cutting_fini(&c);
 }
