@@ -1,6 +1,9 @@
 """A protected guest: who runs it, who stands by, and the lease between them. The words of the command live here only."""
 import shlex
 
+from .guest import Guest, LedgerGuest
+from .load import LedgerLoad, RedisLoad
+
 PORT = 4100
 KEY = "/mnt/shared/key"
 HEARTBEAT = "500ms"     # a lab host stalls for longer than a real one; heartbeat=1s on a machine that does other things, too
@@ -109,6 +112,7 @@ class Pair:
         """Boot the guest, unprotected."""
         self.primary = host
         self.path = [host]
+        self.guest.warm(host)
         self._place(host)
         self.guest.start(host)
 
@@ -135,6 +139,28 @@ class Pair:
         self.primary, self.standby = target, None
         self.guest.host, self.guest.job = target, self.standby_job
         self.path.append(target)
+
+
+def with_redis(lab, client, host, transport, lease="file"):
+    """A pair of a stock Debian guest with redis, unprotected on this host, and the client's load on it. The wires are recorded."""
+    lab.record(snap_bytes=64)
+    pair = Pair(lab, Guest(lab, memory_mib=128), transport, lease)
+    pair.boot(host)
+    pair.guest.wait_for("REDIS-UP")
+    pair.guest.note_kernel_log()
+    load = RedisLoad(lab, client, pair.guest.address, "--pause 0.01 --connections 2")
+    load.must_advance(20)
+    return pair, load
+
+
+def with_ledger(lab, client, host):
+    """The same of the ledger guest, which is up in no time."""
+    lab.record(snap_bytes=64)
+    pair = Pair(lab, LedgerGuest(lab), lab.word("transport", "tcp"))
+    pair.boot(host)
+    load = LedgerLoad(lab, client, pair.guest.address, "-i 20000")
+    load.must_advance(10)
+    return pair, load
 
 
 ETCD_ADDRESS = "10.10.0.3"

@@ -16,10 +16,8 @@ def start(lab, host, client):
     """Boot the guest and put the client's load on it."""
     if lab.word("guest", "redis") == "ledger":
         guest = LedgerGuest(lab)
-        guest.warm(host)
         return guest, lambda: LedgerLoad(lab, client, guest.address, "-i 5000")
     guest = Guest(lab, memory_mib=128)
-    guest.warm(host)
     return guest, lambda: RedisLoad(lab, client, guest.address, "--pause 0.005 --connections 2")
 
 

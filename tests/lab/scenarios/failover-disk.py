@@ -115,7 +115,6 @@ def run(lab):
     guest = BlkGuest(lab, disk=disk, append=f"size=8M mode={lab.word('mode', 'async')} rate=150 zeroes=10 flush=16 seed={lab.seed % 1000000}")
     guest.disk_file = where
     pair = Pair(lab, guest, lab.word("transport", "tcp"), lab.word("lease", "file"))
-    guest.warm(a)
     if private(lab):        # something that the guest never writes again, and that need not travel twice
         guest.prepare(a)
         a.run(f"dd if=/dev/urandom of={guest.disk_file} bs=1M seek=10 count=4 conv=notrunc status=none")

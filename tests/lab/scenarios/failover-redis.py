@@ -11,8 +11,8 @@ isolate (lease=etcd, whatever is said): the primary's host reaches nobody, the l
 import json
 import time
 
-from lab import Guest, RedisLoad, witness
-from lab.pair import Pair, sides, start_etcd
+from lab import witness
+from lab.pair import sides, start_etcd, with_redis
 
 TIMEOUT_S = 900
 
@@ -104,15 +104,8 @@ def run(lab):
     lease = "etcd" if fault == "isolate" else lab.word("lease", "file")
     if lease == "etcd":
         start_etcd(lab, client)
-    lab.record(snap_bytes=64)
-    guest = Guest(lab, memory_mib=128)
-    pair = Pair(lab, guest, lab.word("transport", lab.transport), lease)
-    guest.warm(a)
-    pair.boot(a)
-    guest.wait_for("REDIS-UP")
-    guest.note_kernel_log()
-    load = RedisLoad(lab, client, guest.address, "--pause 0.01 --connections 2")
-    load.must_advance(20)
+    pair, load = with_redis(lab, client, a, lab.word("transport", lab.transport), lease)
+    guest = pair.guest
     pair.stand_by(b)
     pair.protect()
     for number in range(lab.word("rounds", 1)):

@@ -6,8 +6,8 @@ primary that is not protected (yet): those are losses by definition.
 """
 import json
 
-from lab import LedgerGuest, LedgerLoad, witness
-from lab.pair import Pair, sides
+from lab import witness
+from lab.pair import sides, with_ledger
 
 TIMEOUT_S = 3000
 
@@ -18,14 +18,9 @@ class Matrix:
     def __init__(self, lab):
         self.lab = lab
         self.hosts = sides(lab)
-        self.client = lab.client()
         self.armed = self.point = None  # the process whose fault point the case is about, and which
-        lab.record(snap_bytes=64)
-        self.guest = LedgerGuest(lab)
-        self.pair = Pair(lab, self.guest, lab.word("transport", "tcp"))
-        self.pair.boot(self.hosts[0])
-        self.load = LedgerLoad(lab, self.client, self.guest.address, "-i 20000")
-        self.load.must_advance(10)
+        self.pair, self.load = with_ledger(lab, lab.client(), self.hosts[0])
+        self.guest = self.pair.guest
 
     # -- steps -----------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ Issue "the main job", must hold 2. rounds=N (6; 100 is the long run), kind=mixed
 planned switchover or a killed primary), transport=tcp|rdma|unix, hosts=1: both sides on one host. The monitor of each round is a new process, so growth shows within
 one: at its end each has gone through standby, takeover, protection by a next one, and what follows.
 """
-from lab import LedgerGuest, LedgerLoad, witness
-from lab.pair import Pair, sides
+from lab import witness
+from lab.pair import sides, with_ledger
 
 TIMEOUT_S = 7200
 
@@ -21,13 +21,8 @@ def resources(host, guest):
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "failover", "status")
     hosts = sides(lab)
-    client = lab.client()
-    lab.record(snap_bytes=64)
-    guest = LedgerGuest(lab)
-    pair = Pair(lab, guest, lab.word("transport", "tcp"))
-    pair.boot(hosts[0])
-    load = LedgerLoad(lab, client, guest.address, "-i 20000")
-    load.must_advance(10)
+    pair, load = with_ledger(lab, lab.client(), hosts[0])
+    guest = pair.guest
     kind = lab.word("kind", "mixed")
     seen = []
     for number in range(lab.word("rounds", 6)):

@@ -6,8 +6,8 @@ host loses its power (1).
 import json
 import time
 
-from lab import Guest, RedisLoad, rdma, witness
-from lab.pair import Pair
+from lab import rdma, witness
+from lab.pair import with_redis
 
 TIMEOUT_S = 900
 
@@ -30,15 +30,8 @@ def must_carry(lab, pair, load, transport):
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "status")
     a, b = lab.hosts("a", "b")
-    client = lab.client()
-    lab.record(snap_bytes=64)
-    guest = Guest(lab, memory_mib=128)
-    pair = Pair(lab, guest, "rdma")
-    guest.warm(a)
-    pair.boot(a)
-    guest.wait_for("REDIS-UP")
-    load = RedisLoad(lab, client, guest.address, "--pause 0.01 --connections 2")
-    load.must_advance(20)
+    pair, load = with_redis(lab, lab.client(), a, "rdma")
+    guest = pair.guest
     pair.stand_by(b)
     pair.protect()
     must_carry(lab, pair, load, "rdma")
