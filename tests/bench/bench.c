@@ -41,6 +41,12 @@ double bench_best_ns(unsigned rounds, void (*fn)(void *ctx), void *ctx)
     return (double)best;
 }
 
+void bench_die(const char *what, const struct rp_error *err)
+{
+    fprintf(stderr, "bench-engine: %s: %s\n", what, err->text);
+    exit(1);
+}
+
 pid_t bench_child(void (*run)(const void *ctx, int ready_fd), const void *ctx)
 {
     int fds[2];

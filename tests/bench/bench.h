@@ -2,6 +2,8 @@
 #ifndef RP_TESTS_BENCH_H
 #define RP_TESTS_BENCH_H
 
+#include "core/error.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -19,6 +21,8 @@ double bench_best_ns(unsigned rounds, void (*fn)(void *ctx), void *ctx);
 /* Runs run(ctx, ready_fd), which does not return, in a process of its own, and waits until it has written a byte to ready_fd.
  * Ends this process, too, when that one ends first. */
 pid_t bench_child(void (*run)(const void *ctx, int ready_fd), const void *ctx);
+/* Ends this process: what it was at, and why it cannot go on. */
+__attribute__((noreturn)) void bench_die(const char *what, const struct rp_error *err);
 /* Prints one row: what, figure, unit. */
 void bench_row(const char *what, double figure, const char *unit);
 void bench_title(const char *title);

@@ -16,12 +16,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static void die(const char *what, const struct rp_error *err)
-{
-    fprintf(stderr, "bench-engine: %s: %s\n", what, err->text);
-    exit(1);
-}
-
 /* --- the pages' share of a pause --- */
 
 struct bed {
@@ -46,7 +40,7 @@ static void make(struct bed *b, uint64_t pages)
     if (b->ram.base == MAP_FAILED || rp_arena_create(pages << (RP_PAGE_SHIFT - 1), pages, &b->arena, &err) < 0 ||
         rp_pool_create("capture", 1, 0, &b->pool, &err) < 0 || rp_capture_init(&b->capture, &b->ram, b->arena, b->pool, &err) < 0 ||
         rp_cow_create(&b->ram, b->arena, &b->cow, &err) < 0 || rp_cold_init(&b->cold, &b->capture, b->cow, &err) < 0)
-        die("copy-on-write", &err);
+        bench_die("copy-on-write", &err);
     uint32_t slots[64];     /* the arena's pages exist, as they do after the first epochs */
     for (uint64_t i = 0; i < rp_arena_slots(b->arena); i++)
         *rp_arena_page(b->arena, (uint32_t)i) = 1;
@@ -173,7 +167,7 @@ static void whole_run(const struct bench_words *w, const char *name, enum rp_cap
     struct synth *g = synth_make(&guest);
     struct rp_engine *e;
     if (rp_engine_create(synth_source(g), &sink.base, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err) < 0 || rp_engine_start(e, NULL, NULL, &err) < 0)
-        die("engine", &err);
+        bench_die("engine", &err);
     synth_start(g);
     do {
         usleep(5000);
@@ -190,7 +184,7 @@ static void whole_run(const struct bench_words *w, const char *name, enum rp_cap
            (double)(st.committed - before.committed) / s, st.capture, st.cow.pages, st.cow.faults);
     rp_engine_stop(e);
     if (rp_engine_wait(e, &err) < 0)
-        die("engine", &err);
+        bench_die("engine", &err);
     rp_engine_destroy(e);
     synth_stop(g);
     synth_free(g);

@@ -36,12 +36,6 @@ struct result {
     struct rp_engine_stats engine;
 };
 
-static void die(const char *what, const struct rp_error *err)
-{
-    fprintf(stderr, "bench-engine: %s: %s\n", what, err->text);
-    exit(1);
-}
-
 /* --- the standby process --- */
 
 static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
@@ -66,11 +60,11 @@ static void standby(const void *uri, int ready_fd)
     struct rp_link_recv *r;
     if (rp_image_create(RP_IMAGE_STAGED, &ops, 512u << 20, &cfg.image, &err) < 0 || rp_listen(uri, &l, &err) < 0 ||
         rp_link_recv_create(l, &cfg, &r, &err) < 0)
-        die("standby", &err);
+        bench_die("standby", &err);
     if (write(ready_fd, "", 1) != 1 || rp_link_serve(r, &outcome, &err) < 0)
-        die("standby", &err);
+        bench_die("standby", &err);
     if (outcome.end != RP_LINK_STOPPED)
-        die("standby", &outcome.why);
+        bench_die("standby", &outcome.why);
     rp_link_recv_destroy(r);
     _exit(0);
 }
@@ -94,7 +88,7 @@ static void wait_state(struct rp_engine *e, enum rp_engine_state want)
     if (st.state == RP_ENGINE_FAILED) {
         struct rp_error err = {0};
         (void)!rp_engine_wait(e, &err);
-        die("engine", &err);
+        bench_die("engine", &err);
     }
 }
 
@@ -140,12 +134,12 @@ static void one(const struct bench_words *w, const struct run *run, struct resul
     if (rp_link_sink_create(&link, &sink, &held, &err) < 0 ||
         rp_engine_create(synth_source(g), sink, RP_RUN_CONTINUOUS, &cfg, NULL, &e, &err) < 0 ||
         rp_engine_start(e, NULL, NULL, &err) < 0)
-        die("primary", &err);
+        bench_die("primary", &err);
     synth_start(g);
     measure(e, sink, g, bench_number(w, "seconds", 3), r);
     rp_engine_stop(e);
     if (rp_engine_wait(e, &err) < 0)
-        die("primary", &err);
+        bench_die("primary", &err);
     synth_stop(g);
     r->primary_cpu_ns = cpu_of(RUSAGE_SELF) - cpu0 - synth_writer_cpu_ns(g);
     (void)!rp_link_sink_bye(sink, RP_BYE_STOP, r->engine.committed, &err);

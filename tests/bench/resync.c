@@ -23,12 +23,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void die(const char *what, const struct rp_error *err)
-{
-    fprintf(stderr, "bench-engine: %s: %s\n", what, err->text);
-    exit(1);
-}
-
 /* --- the standby process: one session after the other, until it is killed --- */
 
 static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram_view *out, struct rp_error *err)
@@ -55,11 +49,11 @@ static void standby(const void *ctx, int ready_fd)
     struct rp_link_recv *r;
     if (rp_image_create(RP_IMAGE_STAGED, &ops, w->staging_bytes, &cfg.image, &err) < 0 || rp_listen(w->uri, &l, &err) < 0 ||
         rp_link_recv_create(l, &cfg, &r, &err) < 0 || write(ready_fd, "", 1) != 1)
-        die("standby", &err);
+        bench_die("standby", &err);
     while (rp_link_serve(r, &outcome, &err) == 0)
         if (outcome.end == RP_LINK_DAMAGED)
-            die("standby", &outcome.why);
-    die("standby", &err);
+            bench_die("standby", &outcome.why);
+    bench_die("standby", &err);
 }
 
 /* --- the primary --- */
@@ -91,13 +85,13 @@ static uint64_t sync_once(struct synth *g, const struct rp_uri *uri, uint64_t fi
     double cpu0 = cpu_now();
     const char *why;
     if (rp_link_sink_create(&cfg, &sink, &held, &err) < 0)
-        die("primary", &err);
+        bench_die("primary", &err);
     struct rp_hash128 *pages = rp_link_sink_take_held(sink, &why);
     engine.held = pages;
     if (!pages == resync)
-        die(why, &err);
+        bench_die(why, &err);
     if (rp_engine_create(synth_source(g), sink, RP_RUN_CONTINUOUS, &engine, NULL, &e, &err) < 0 || rp_engine_start(e, NULL, NULL, &err) < 0)
-        die("primary", &err);
+        bench_die("primary", &err);
     free(pages);
     do {
         usleep(200);
@@ -111,7 +105,7 @@ static uint64_t sync_once(struct synth *g, const struct rp_uri *uri, uint64_t fi
     out->list_bytes = resync ? cfg.gfn_end * sizeof(*pages) + (cfg.gfn_end / RP_HELD_RUN + 2) * 16 : 0;
     rp_engine_stop(e);
     if (rp_engine_wait(e, &err) < 0)
-        die("primary", &err);
+        bench_die("primary", &err);
     (void)!rp_link_sink_bye(sink, RP_BYE_BROKEN, st.committed, &err);
     sink->ops->destroy(sink);
     rp_engine_stats(e, &st);
