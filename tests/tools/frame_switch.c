@@ -14,6 +14,7 @@
  * so a gratuitous ARP moves a guest's traffic to the host that took over. Frames to a full socket are dropped, never queued without bound.
  * Prints counts at its end (SIGTERM, SIGINT or -x).
  */
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -21,7 +22,6 @@
 #include <net/if.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -65,18 +65,6 @@ struct frame_switch {
 	FILE *pcap, *log;
 };
 
-__attribute__((noreturn, format(printf, 1, 2))) static void die(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	fputs("frame-switch: ", stderr);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
-	va_end(ap);
-	exit(2);
-}
-
 static uint64_t clock_ns(clockid_t id)
 {
 	struct timespec ts;
@@ -90,7 +78,7 @@ static void *buffer(size_t bytes)
 	void *p = malloc(bytes);
 
 	if (!p)
-		die("out of memory");
+		errx(2, "out of memory");
 	return p;
 }
 
@@ -290,7 +278,7 @@ static void open_tap(struct frame_switch *s, const char *name)
 
 	snprintf(r.ifr_name, sizeof(r.ifr_name), "%s", name);
 	if (fd < 0 || ioctl(fd, TUNSETIFF, &r) < 0)
-		die("tap %s: %s", name, strerror(errno));
+		err(2, "tap %s", name);
 	add_port(s, fd, true);
 }
 
@@ -299,12 +287,12 @@ static void open_listener(struct frame_switch *s, const char *path)
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 
 	if (strlen(path) >= sizeof(a.sun_path))
-		die("%s: path too long", path);
+		errx(2, "%s: path too long", path);
 	memcpy(a.sun_path, path, strlen(path));
 	unlink(path);
 	s->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (s->listener < 0 || bind(s->listener, (struct sockaddr *)&a, sizeof(a)) < 0 || listen(s->listener, 8) < 0)
-		die("%s: %s", path, strerror(errno));
+		err(2, "%s", path);
 }
 
 static FILE *open_file(const char *path)
@@ -312,7 +300,7 @@ static FILE *open_file(const char *path)
 	FILE *f = fopen(path, "we");
 
 	if (!f)
-		die("%s: %s", path, strerror(errno));
+		err(2, "%s", path);
 	return f;
 }
 
@@ -346,11 +334,11 @@ static void parse_args(struct frame_switch *s, int argc, char **argv)
 		case 'w': s->pcap = open_pcap(optarg); break;
 		case 'L': s->log = open_file(optarg); break;
 		case 'x': s->end_ns = clock_ns(CLOCK_MONOTONIC) + (uint64_t)(atof(optarg) * 1e9); break;
-		default: die("usage: frame-switch [-t tap] [-d N] [-D N] [-r N] [-s seed] [-w pcap] [-L log] [-x seconds] SOCKET");
+		default: errx(2, "usage: frame-switch [-t tap] [-d N] [-D N] [-r N] [-s seed] [-w pcap] [-L log] [-x seconds] SOCKET");
 		}
 	}
 	if (optind + 1 != argc)
-		die("want one socket path");
+		errx(2, "want one socket path");
 	open_listener(s, argv[optind]);
 }
 
@@ -364,7 +352,7 @@ static void run(struct frame_switch *s)
 		p[PORTS_MAX] = (struct pollfd){ .fd = s->listener, .events = POLLIN };
 		p[PORTS_MAX + 1] = (struct pollfd){ .fd = s->signals, .events = POLLIN };
 		if (poll(p, PORTS_MAX + 2, 200) < 0 && errno != EINTR)
-			die("poll: %s", strerror(errno));
+			err(2, "poll");
 		if (p[PORTS_MAX + 1].revents)
 			return;
 		for (unsigned i = 0; i < PORTS_MAX; i++) {
@@ -407,6 +395,6 @@ int main(int argc, char **argv)
 	printf("frames %" PRIu64 "\ndropped %" PRIu64 "\ndoubled %" PRIu64 "\nreordered %" PRIu64 "\noverflowed %" PRIu64 "\n", s.frames, s.dropped, s.doubled, s.reordered,
 	       s.overflowed);
 	if ((s.pcap && fclose(s.pcap) != 0) || (s.log && fclose(s.log) != 0))
-		die("writing the record: %s", strerror(errno));
+		err(2, "writing the record");
 	return 0;
 }

@@ -16,10 +16,9 @@
  * Prints `name value` lines. Exit codes: 0 as asked · 1 the guest failed, a page is bad or the wait ran out · 2 usage.
  */
 #include <dirent.h>
-#include <errno.h>
+#include <err.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -50,25 +49,13 @@ struct options {
 	uint32_t control;
 };
 
-__attribute__((noreturn, format(printf, 2, 3))) static void die(int code, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	fputs("guest-probe: ", stderr);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
-	va_end(ap);
-	exit(code);
-}
-
 /* `bytes` of guest memory at `gpa`, or the program ends: a guest's addresses are not to be trusted. */
 static const void *at(const struct image *m, uint64_t gpa, uint64_t bytes)
 {
 	uint64_t where = m->offset + (gpa < FOUR_GIB ? gpa : gpa - FOUR_GIB + m->low_end);
 
 	if (where > m->bytes || bytes > m->bytes - where)
-		die(1, "guest-physical 0x%" PRIx64 " + 0x%" PRIx64 " is not in the image", gpa, bytes);
+		errx(1, "guest-physical 0x%" PRIx64 " + 0x%" PRIx64 " is not in the image", gpa, bytes);
 	return m->base + where;
 }
 
@@ -97,7 +84,7 @@ static bool find_memfd(long pid, char path[64])
 	DIR *d = opendir(dir);
 
 	if (!d)
-		die(1, "%s: %s", dir, strerror(errno));
+		err(1, "%s", dir);
 	bool found = false;
 
 	for (struct dirent *e; !found && (e = readdir(d));) {
@@ -119,7 +106,7 @@ static bool map_image(const struct options *o, const char *path, struct image *m
 	struct stat st;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
-		die(1, "%s: %s", path, strerror(errno));
+		err(1, "%s", path);
 	m->bytes = (uint64_t)st.st_size;
 	m->offset = o->offset;
 	if (m->bytes < o->offset + RG_AREA_END_GPA) {
@@ -128,7 +115,7 @@ static bool map_image(const struct options *o, const char *path, struct image *m
 	}
 	m->base = mmap(NULL, m->bytes, PROT_READ | (o->write ? PROT_WRITE : 0), MAP_SHARED, fd, 0);
 	if (m->base == MAP_FAILED)
-		die(1, "%s: mmap: %s", path, strerror(errno));
+		err(1, "%s: mmap", path);
 	close(fd);
 	return true;
 }
@@ -161,7 +148,7 @@ static uint32_t state_number(const char *text)
 	for (uint32_t i = 1; i < 5; i++)
 		if (strcmp(text, state_names[i]) == 0)
 			return i;
-	die(2, "no such state: %s", text);
+	errx(2, "no such state: %s", text);
 }
 
 /* Opens the image when it is there, and waits for the state asked for. */
@@ -184,9 +171,9 @@ static void open_and_wait(const struct options *o, struct image *m)
 				return;
 		}
 		if (!o->wait)
-			die(1, "no guest in this image");
+			errx(1, "no guest in this image");
 		if (waited >= o->seconds)
-			die(1, "the guest is not %s after %.1f s: %s", o->wait, o->seconds, name(state_names, 5, last));
+			errx(1, "the guest is not %s after %.1f s: %s", o->wait, o->seconds, name(state_names, 5, last));
 		pause_ms(2);
 	}
 }
@@ -204,7 +191,7 @@ static void print_vcpu(const struct rg_vcpu *v, uint32_t cpu, bool gaps)
 	struct rg_gap *sorted = calloc(RG_GAP_RING, sizeof(*sorted));
 
 	if (!sorted)
-		die(1, "out of memory");
+		errx(1, "out of memory");
 	printf("vcpu%u.heartbeat %" PRIu64 "\nvcpu%u.iterations %" PRIu64 "\nvcpu%u.checked %" PRIu64 "\nvcpu%u.behind %" PRIu64 "\n", cpu, v->heartbeat, cpu,
 	       v->iterations, cpu, v->checked, cpu, v->behind);
 	printf("vcpu%u.last_tsc %" PRIu64 "\n", cpu, v->last_tsc);
@@ -300,7 +287,7 @@ static void verify_dirtier(const struct image *m)
 			uint64_t want = rg_page_word(d->seed, i, seq, d->entropy, d->fill, d->bytes, j);
 
 			if (p[j] != want)
-				die(1, "page %" PRIu64 " at 0x%" PRIx64 ", visited %" PRIu64 " times: byte %u is 0x%" PRIx64 ", should be 0x%" PRIx64, i, gpa, seq,
+				errx(1, "page %" PRIu64 " at 0x%" PRIx64 ", visited %" PRIu64 " times: byte %u is 0x%" PRIx64 ", should be 0x%" PRIx64, i, gpa, seq,
 				    j * 8, p[j], want);
 		}
 	}
@@ -313,16 +300,16 @@ static void verify_ledger(const struct image *m)
 	uint64_t hash = 0;
 
 	if (l->count > l->log_entries)
-		die(1, "the book has gone round: %" PRIu64 " entries of %" PRIu64, l->count, l->log_entries);
+		errx(1, "the book has gone round: %" PRIu64 " entries of %" PRIu64, l->count, l->log_entries);
 	const struct rg_ledger_entry *e = at(m, l->log_gpa, l->count * sizeof(*e));
 
 	for (uint64_t i = 0; i < l->count; i++) {
 		if (e[i].number != i + 1)
-			die(1, "entry %" PRIu64 " of the book has number %" PRIu64, i + 1, e[i].number);
+			errx(1, "entry %" PRIu64 " of the book has number %" PRIu64, i + 1, e[i].number);
 		hash = rg_ledger_hash(hash, e[i].number, e[i].id);
 	}
 	if (hash != l->hash)
-		die(1, "the book's hash is %" PRIx64 ", the guest's %" PRIx64, hash, l->hash);
+		errx(1, "the book's hash is %" PRIx64 ", the guest's %" PRIx64, hash, l->hash);
 	printf("verified_entries %" PRIu64 "\n", l->count);
 }
 
@@ -345,14 +332,14 @@ static void verify_disk(const struct image *m, const char *path)
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
-		die(1, "%s: %s", path, strerror(errno));
+		err(1, "%s", path);
 	if (b->block_bytes > sizeof(block))
-		die(1, "block of %u bytes", b->block_bytes);
+		errx(1, "block of %u bytes", b->block_bytes);
 	for (uint64_t i = 0; i < b->blocks; i++) {
 		if (!map[i])
 			continue;
 		if (pread(fd, block, b->block_bytes, (off_t)(i * b->block_bytes)) != (ssize_t)b->block_bytes)
-			die(1, "%s: cannot read block %" PRIu64, path, i);
+			errx(1, "%s: cannot read block %" PRIu64, path, i);
 		for (uint32_t k = 0; k < sectors; k++) {
 			const uint64_t *p = &block[k * RG_SECTOR_WORDS];
 			uint32_t next = (map[i] & ~RG_BLOCK_ZERO) + 1;
@@ -361,7 +348,7 @@ static void verify_disk(const struct image *m, const char *path)
 			if (sector_is(p, b->seed, lba, map[i]) ||
 			    (flight[i] == 1 && (sector_is(p, b->seed, lba, next) || sector_is(p, b->seed, lba, next | RG_BLOCK_ZERO))))
 				continue;
-			die(1, "sector %" PRIu64 ": RAM says write %u%s%s, disk says write %" PRIu64 " of sector %" PRIu64, lba, map[i] & ~RG_BLOCK_ZERO,
+			errx(1, "sector %" PRIu64 ": RAM says write %u%s%s, disk says write %" PRIu64 " of sector %" PRIu64, lba, map[i] & ~RG_BLOCK_ZERO,
 			    map[i] & RG_BLOCK_ZERO ? " (zeroes)" : "", flight[i] == 1 ? ", next in flight" : "", p[2], p[1]);
 		}
 		checked++;
@@ -381,7 +368,7 @@ static void verify(const struct image *m, const struct options *o)
 		break;
 	case RG_KIND_BLKWRITER:
 		if (!o->disk)
-			die(2, "the block writer is verified against -d DISK");
+			errx(2, "the block writer is verified against -d DISK");
 		verify_disk(m, o->disk);
 		break;
 	default:
@@ -406,13 +393,13 @@ static void parse_args(struct options *o, int argc, char **argv)
 		case 'c': o->control = (uint32_t)strtoul(optarg, NULL, 0); o->write = true; break;
 		case 'g': o->gaps = true; break;
 		case 'q': o->quiet = true; break;
-		default: die(2, "usage: guest-probe [-o bytes] [-l bytes] [-w state [-t s]] [-V [-d disk]] [-c bits] [-g] [-q] FILE | -p PID");
+		default: errx(2, "usage: guest-probe [-o bytes] [-l bytes] [-w state [-t s]] [-V [-d disk]] [-c bits] [-g] [-q] FILE | -p PID");
 		}
 	}
 	if (optind < argc)
 		o->file = argv[optind++];
 	if (optind != argc || !o->file == !o->pid)
-		die(2, "want one file, or -p PID");
+		errx(2, "want one file, or -p PID");
 }
 
 int main(int argc, char **argv)
@@ -435,7 +422,7 @@ int main(int argc, char **argv)
 	if (!o.quiet)
 		print_status(&m, o.gaps);
 	if (failed && (!o.wait || strcmp(o.wait, "failed") != 0))
-		die(1, "the guest failed: %.127s", status_of(&m)->error_text);
+		errx(1, "the guest failed: %.127s", status_of(&m)->error_text);
 	if (o.verify)
 		verify(&m, &o);
 	return 0;

@@ -21,6 +21,7 @@
  * Prints `name value` lines on stdout. Exit codes: 0 proven · 1 something was lost, doubled or broken · 2 usage.
  */
 #include <arpa/inet.h>
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -28,7 +29,6 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -90,18 +90,6 @@ struct client {
 	uint64_t count_before;
 };
 
-__attribute__((noreturn, format(printf, 2, 3))) static void die(int code, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	fputs("ledger-client: ", stderr);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
-	va_end(ap);
-	exit(code);
-}
-
 static uint64_t now_ns(void)
 {
 	struct timespec ts;
@@ -117,7 +105,7 @@ static int try_connect(const struct options *o, int timeout_ms)
 	socklen_t len = sizeof(error);
 
 	if (fd < 0)
-		die(1, "socket: %s", strerror(errno));
+		err(1, "socket");
 	if (!o->udp)
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (connect(fd, (const struct sockaddr *)&o->to, sizeof(o->to)) == 0)
@@ -147,7 +135,7 @@ static int open_connection(const struct options *o)
 		if (fd >= 0)
 			return fd;
 		if (now_ns() >= until)
-			die(1, "connect: %s", strerror(errno));
+			err(1, "connect");
 		nanosleep(&(struct timespec){ .tv_nsec = 20000000 }, NULL);
 	}
 }
@@ -158,7 +146,7 @@ static void put_line(const struct connection *c, const char *line)
 
 	if (n == (ssize_t)strlen(line) || (n < 0 && errno == ECONNREFUSED))
 		return;
-	die(1, "connection broken: %s", n < 0 ? strerror(errno) : "short write");
+	errx(1, "connection broken: %s", n < 0 ? strerror(errno) : "short write");
 }
 
 /* One complete line out of the connection's buffer. */
@@ -171,7 +159,7 @@ static bool take_line(struct connection *c, char line[LINE_MAX_BYTES])
 	size_t n = (size_t)(end - c->in);
 
 	if (n >= LINE_MAX_BYTES)
-		die(1, "answer of %zu bytes", n);
+		errx(1, "answer of %zu bytes", n);
 	memcpy(line, c->in, n);
 	line[n] = 0;
 	c->in_bytes -= n + 1;
@@ -186,9 +174,9 @@ static void receive(struct connection *c)
 	if (n > 0)
 		c->in_bytes += (size_t)n;
 	else if (n == 0)
-		die(1, "connection closed by the guest");
+		errx(1, "connection closed by the guest");
 	else if (errno != EAGAIN && errno != ECONNREFUSED)
-		die(1, "connection broken: %s", strerror(errno));
+		err(1, "connection broken");
 }
 
 static bool wait_readable(const struct connection *c, int timeout_ms)
@@ -215,7 +203,7 @@ static void ask(struct client *k, struct connection *c, const char *request, con
 		else if (k->o.udp)
 			put_line(c, request);
 		if (now_ns() > until)
-			die(1, "no answer to %s", request);
+			errx(1, "no answer to %s", request);
 	}
 }
 
@@ -225,7 +213,7 @@ static void get_count(struct client *k, uint64_t *count, uint64_t *hash)
 
 	ask(k, &k->conns[0], "GET\n", "COUNT ", line);
 	if (sscanf(line, "COUNT %" SCNu64 " %" SCNx64, count, hash) != 2)
-		die(1, "GET answered: %s", line);
+		errx(1, "GET answered: %s", line);
 }
 
 static void send_add(const struct connection *c, uint64_t id)
@@ -259,7 +247,7 @@ static void keep_ack(struct client *k, const struct request *r, uint64_t number,
 		k->acks_room = k->acks_room ? 2 * k->acks_room : 4096;
 		k->acks = realloc(k->acks, k->acks_room * sizeof(*k->acks));
 		if (!k->acks)
-			die(1, "out of memory");
+			errx(1, "out of memory");
 	}
 	k->acks[k->acks_count++] = (struct ack){ r->id, number, now - r->sent_ns };
 	if (k->o.log)
@@ -278,11 +266,11 @@ static void take_answers(struct client *k, struct connection *c)
 		uint64_t id, number, now = now_ns();
 
 		if (sscanf(line, "OK %" SCNu64 " %" SCNu64, &id, &number) != 2)
-			die(1, "ADD answered: %s", line);
+			errx(1, "ADD answered: %s", line);
 		if (!c->in_flight || id != r->id) {
 			if (k->o.udp)
 				continue; /* the answer to a repeated request, come twice */
-			die(1, "answer for id %" PRIu64 ", waiting for %" PRIu64, id, c->in_flight ? r->id : 0);
+			errx(1, "answer for id %" PRIu64 ", waiting for %" PRIu64, id, c->in_flight ? r->id : 0);
 		}
 		keep_ack(k, r, number, now);
 		c->first = (c->first + 1) % DEPTH_MAX;
@@ -317,14 +305,14 @@ static void run(struct client *k)
 			return;
 		/* A pause shorter than poll's millisecond is waited out by polling. */
 		if (poll(p, k->o.connections, k->o.pause_ns ? (k->o.pause_ns >= 2000000 ? 1 : 0) : 50) < 0 && errno != EINTR)
-			die(1, "poll: %s", strerror(errno));
+			err(1, "poll");
 		for (unsigned i = 0; i < k->o.connections; i++)
 			if (p[i].revents) {
 				receive(&k->conns[i]);
 				take_answers(k, &k->conns[i]);
 			}
 		if (waiting && now_ns() - k->last_answer_ns > k->o.stall_ns)
-			die(1, "nothing answered for %.1f s, after %zu acknowledgements", (double)k->o.stall_ns / 1e9, k->acks_count);
+			errx(1, "nothing answered for %.1f s, after %zu acknowledgements", (double)k->o.stall_ns / 1e9, k->acks_count);
 	}
 }
 
@@ -333,9 +321,9 @@ static void expect_entry(const struct ack *a, const char *line)
 	uint64_t number, id;
 
 	if (sscanf(line, "ENTRY %" SCNu64 " %" SCNu64, &number, &id) != 2 || number != a->number)
-		die(1, "LOST: id %" PRIu64 " was acknowledged as number %" PRIu64 "; the ledger says: %s", a->id, a->number, line);
+		errx(1, "LOST: id %" PRIu64 " was acknowledged as number %" PRIu64 "; the ledger says: %s", a->id, a->number, line);
 	if (id != a->id)
-		die(1, "LOST: number %" PRIu64 " was acknowledged for id %" PRIu64 ", the ledger has id %" PRIu64, number, a->id, id);
+		errx(1, "LOST: number %" PRIu64 " was acknowledged for id %" PRIu64 ", the ledger has id %" PRIu64, number, a->id, id);
 }
 
 /* Asks for every acknowledged entry, VERIFY_DEPTH at a time over TCP. */
@@ -368,7 +356,7 @@ static void verify_entries(struct client *k)
 			until = now_ns() + k->o.stall_ns;
 		}
 		if (now_ns() > until)
-			die(1, "no answer while verifying, %zu of %zu checked", done, k->acks_count);
+			errx(1, "no answer while verifying, %zu of %zu checked", done, k->acks_count);
 	}
 }
 
@@ -394,10 +382,10 @@ static void verify(struct client *k)
 	qsort(k->acks, k->acks_count, sizeof(*k->acks), by_number);
 	for (size_t i = 1; i < k->acks_count; i++)
 		if (k->acks[i].number == k->acks[i - 1].number)
-			die(1, "DOUBLED: number %" PRIu64 " was given to ids %" PRIu64 " and %" PRIu64, k->acks[i].number, k->acks[i - 1].id, k->acks[i].id);
+			errx(1, "DOUBLED: number %" PRIu64 " was given to ids %" PRIu64 " and %" PRIu64, k->acks[i].number, k->acks[i - 1].id, k->acks[i].id);
 	get_count(k, &count, &hash);
 	if (count - k->count_before < k->acks_count || (!k->o.others && count - k->count_before != k->acks_count))
-		die(1, "%s: %zu requests acknowledged, the ledger counted %" PRIu64, count - k->count_before < k->acks_count ? "LOST" : "DOUBLED",
+		errx(1, "%s: %zu requests acknowledged, the ledger counted %" PRIu64, count - k->count_before < k->acks_count ? "LOST" : "DOUBLED",
 		    k->acks_count, count - k->count_before);
 }
 
@@ -422,7 +410,7 @@ static double number_arg(const char *text)
 	double v = strtod(text, &end);
 
 	if (*end || end == text || v < 0)
-		die(2, "not a number: %s", text);
+		errx(2, "not a number: %s", text);
 	return v;
 }
 
@@ -448,16 +436,16 @@ static void parse_args(struct options *o, int argc, char **argv)
 		case 'l':
 			o->log = fopen(optarg, "we");
 			if (!o->log)
-				die(2, "%s: %s", optarg, strerror(errno));
+				err(2, "%s", optarg);
 			break;
 		default:
-			die(2, "usage: ledger-client [-p port] [-c connections] [-d depth] [-s seconds | -n requests] [-i us] [-u] [-l log] [-t s] [-w s] [-o] [-v] ADDRESS");
+			errx(2, "usage: ledger-client [-p port] [-c connections] [-d depth] [-s seconds | -n requests] [-i us] [-u] [-l log] [-t s] [-w s] [-o] [-v] ADDRESS");
 		}
 	}
 	if (optind + 1 != argc || inet_pton(AF_INET, argv[optind], &o->to.sin_addr) != 1)
-		die(2, "want one IPv4 address");
+		errx(2, "want one IPv4 address");
 	if (o->connections < 1 || o->connections > CONNECTIONS_MAX || o->depth < 1 || o->depth > DEPTH_MAX)
-		die(2, "connections from 1 to %d, depth from 1 to %d", CONNECTIONS_MAX, DEPTH_MAX);
+		errx(2, "connections from 1 to %d, depth from 1 to %d", CONNECTIONS_MAX, DEPTH_MAX);
 	if (o->udp)
 		o->depth = 1;
 }
@@ -481,7 +469,7 @@ int main(int argc, char **argv)
 	uint64_t elapsed = now_ns() - start;
 
 	if (k.o.log && fclose(k.o.log) != 0)
-		die(1, "writing the log: %s", strerror(errno));
+		err(1, "writing the log");
 	verify(&k);
 	report(&k, elapsed);
 	free(k.acks);
