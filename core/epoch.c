@@ -100,11 +100,11 @@ static int close_section(struct rp_sections *s, size_t at)
     return 0;
 }
 
-int rp_sections_add(struct rp_sections *s, const struct rp_state_table *t, uint32_t instance, const void *state)
+int rp_sections_add(struct rp_sections *s, const struct rp_state_table *t, uint32_t instance, const void *state, struct rp_error *err)
 {
     size_t at = open_section(s, t->name, instance, t->version);
     rp_state_encode(t, state, &s->buf);
-    return close_section(s, at);
+    return close_section(s, at) < 0 ? rp_error_set(err, ENOMEM, "no memory for section \"%s\" %u", t->name, instance) : 0;
 }
 
 int rp_sections_put(struct rp_sections *s, const struct rp_section *sec)

@@ -69,8 +69,8 @@ struct rp_sections {
 void rp_sections_fini(struct rp_sections *s);
 void rp_sections_reset(struct rp_sections *s);
 /* Encodes `state` with its table and appends it. -ENOMEM. */
-int rp_sections_add(struct rp_sections *s, const struct rp_state_table *t, uint32_t instance,
-                    const void *state) RP_MUST_CHECK;
+int rp_sections_add(struct rp_sections *s, const struct rp_state_table *t, uint32_t instance, const void *state,
+                    struct rp_error *err) RP_MUST_CHECK;
 /* Appends a section whose bytes are there already (copied). -ENOMEM. */
 int rp_sections_put(struct rp_sections *s, const struct rp_section *sec) RP_MUST_CHECK;
 /* Iterates: *pos = 0 first; false at the end. The section borrows s->buf. */

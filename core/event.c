@@ -168,13 +168,13 @@ const struct rp_state_table rp_history_table = {
     .nfields = sizeof(history_fields) / sizeof(history_fields[0]), .validate = history_validate,
 };
 
-int rp_events_save(struct rp_events *ev, struct rp_sections *s)
+int rp_events_save(struct rp_events *ev, struct rp_sections *s, struct rp_error *err)
 {
     struct history_state *h = calloc(1, sizeof(*h));
     if (!h)
-        return -ENOMEM;
+        return rp_error_set(err, ENOMEM, "no memory for the history");
     h->count = rp_events_copy(ev, h->events, HISTORY_MAX);
-    int rc = rp_sections_add(s, &rp_history_table, 0, h);
+    int rc = rp_sections_add(s, &rp_history_table, 0, h, err);
     free(h);
     return rc;
 }

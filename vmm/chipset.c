@@ -102,9 +102,7 @@ static int save_irqchip(void *dev, struct rp_sections *out, uint32_t instance, s
     struct rp_irqchip_state s = {0};
     int rc = get_irqchip(d->vmfd, &s, err);
 
-    if (rc == 0 && rp_sections_add(out, &rp_irqchip_table, instance, &s) < 0)
-        rc = rp_error_set(err, ENOMEM, "irqchip: out of memory");
-    return rc;
+    return rc < 0 ? rc : rp_sections_add(out, &rp_irqchip_table, instance, &s, err);
 }
 
 static int load_irqchip(void *dev, const struct rp_section *sec, struct rp_error *err)
@@ -172,9 +170,7 @@ static int save_pit(void *dev, struct rp_sections *out, uint32_t instance, struc
     struct rp_pit_state s = {0};
     int rc = get_pit(d->vmfd, &s, err);
 
-    if (rc == 0 && rp_sections_add(out, &rp_pit_table, instance, &s) < 0)
-        rc = rp_error_set(err, ENOMEM, "pit: out of memory");
-    return rc;
+    return rc < 0 ? rc : rp_sections_add(out, &rp_pit_table, instance, &s, err);
 }
 
 static int load_pit(void *dev, const struct rp_section *sec, struct rp_error *err)

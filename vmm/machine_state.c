@@ -76,13 +76,6 @@ static int decode_machine(const struct rp_sections *s, struct rp_machine_state *
 
 /* --- saving --- */
 
-static int add(struct rp_sections *out, const struct rp_state_table *t, uint32_t instance, const void *state, struct rp_error *err)
-{
-    int rc = rp_sections_add(out, t, instance, state);
-
-    return rc < 0 ? rp_error_set(err, rc, "%s: out of memory", t->name) : 0;
-}
-
 /* Ticks of the host's TSC as the guest counts them. They differ where KVM has the processor scale them: for a guest from a host of another
  * frequency, when the difference is beyond what KVM lets pass. */
 static uint64_t as_guest_counts(const struct rp_machine *m, uint64_t host_tsc)
@@ -113,7 +106,7 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     run.asked = atomic_load(&m->asks);          /* in this order: what is not there any more is in the other */
     run.asked = (run.asked | atomic_load(&m->serving)) & (RP_ASK_RESET | RP_ASK_OFF);
     if (rc == 0)
-        rc = add(out, &rp_run_table, 0, &run, err);
+        rc = rp_sections_add(out, &rp_run_table, 0, &run, err);
     for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {     /* while the vCPUs take their own (VCPU-4) */
         const struct rp_device *d = &m->devices[i];
         if (d->ops->save)
@@ -124,12 +117,12 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     if (rc == 0)
         rc = rp_clock_read_guest(m->vmfd, m->vcpus->v[0].fd, &clock, err);
     if (rc == 0)
-        rc = add(out, &rp_clock_table, 0, &clock, err);
+        rc = rp_sections_add(out, &rp_clock_table, 0, &clock, err);
     for (unsigned i = 0; i < m->vcpus->n && rc == 0; i++) {
         struct rp_vcpu_state *s = m->vcpus->v[i].state;
         uint64_t counted = as_guest_counts(m, clock.host_tsc);
         s->tsc += counted;          /* offset + host TSC of that instant */
-        rc = add(out, &rp_vcpu_table, i, s, err);
+        rc = rp_sections_add(out, &rp_vcpu_table, i, s, err);
         s->tsc -= counted;
     }
     if (rc == 0)

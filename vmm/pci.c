@@ -351,9 +351,7 @@ static int host_save(void *dev, struct rp_sections *out, uint32_t instance, stru
     struct rp_pci_bus *bus = dev;
     struct rp_pci_host_state s = {.pci = bus->bridge.s, .cf8 = bus->cf8};
 
-    if (rp_sections_add(out, &rp_pci_host_table, instance, &s))
-        return rp_error_set(err, ENOMEM, "pci-host: no memory for its state");
-    return 0;
+    return rp_sections_add(out, &rp_pci_host_table, instance, &s, err);
 }
 
 static int host_load(void *dev, const struct rp_section *sec, struct rp_error *err)

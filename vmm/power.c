@@ -143,11 +143,9 @@ static int save(void *dev, struct rp_sections *out, uint32_t instance, struct rp
 {
     const struct rp_power *p = dev;
     struct rp_power_state s = p->s;
-    int rc;
 
     s.timer_offset = host_ticks() + s.timer_offset;     /* as a reading: hosts count from different zeros */
-    rc = rp_sections_add(out, &rp_power_table, instance, &s);
-    return rc < 0 ? rp_error_set(err, rc, "power: out of memory") : 0;
+    return rp_sections_add(out, &rp_power_table, instance, &s, err);
 }
 
 static int load(void *dev, const struct rp_section *sec, struct rp_error *err)

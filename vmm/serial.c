@@ -227,9 +227,8 @@ static void access(void *dev, uint64_t off, uint8_t *data, uint32_t len, bool wr
 static int save(void *dev, struct rp_sections *out, uint32_t instance, struct rp_error *err)
 {
     const struct serial *d = dev;
-    int rc = rp_sections_add(out, &rp_serial_table, instance, &d->s);
 
-    return rc < 0 ? rp_error_set(err, rc, "serial: out of memory") : 0;
+    return rp_sections_add(out, &rp_serial_table, instance, &d->s, err);
 }
 
 static int load(void *dev, const struct rp_section *sec, struct rp_error *err)

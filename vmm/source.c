@@ -70,11 +70,11 @@ static int save_history(struct rp_machine *m, uint64_t epoch, struct rp_sections
     int rc = 0;
 
     if (m->events && (count != m->history_saved || epoch == m->history_epoch)) {     /* a cut that was put off comes again */
-        rc = rp_events_save(m->events, out);
+        rc = rp_events_save(m->events, out, err);
         m->history_epoch = epoch;
     }
     m->history_saved = count;
-    return rc < 0 ? rp_error_set(err, rc, "history: out of memory") : 0;
+    return rc;
 }
 
 static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)

@@ -288,9 +288,7 @@ static int balloon_save(void *dev, struct rp_sections *out, uint32_t instance, s
     s.poison = b->poison;
     s.stats_kept = b->stats_kept;
     memcpy(s.stats, b->stats, sizeof(s.stats));
-    if (rp_sections_add(out, &rp_virtio_balloon_table, instance, &s))
-        return rp_error_set(err, ENOMEM, "virtio-balloon: no memory for its state");
-    return 0;
+    return rp_sections_add(out, &rp_virtio_balloon_table, instance, &s, err);
 }
 
 static int balloon_load(void *dev, const struct rp_section *sec, struct rp_error *err)

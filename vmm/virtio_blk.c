@@ -404,9 +404,9 @@ static int blk_save(void *dev, struct rp_sections *out, uint32_t instance, struc
     /* live chains are distinct entries of the rings (BLK-2), so they fit */
     for (const struct request *r = b->first; r && s->ninflight < QUEUES_MAX * QUEUE_SIZE; r = r->next)
         s->inflight[s->ninflight++] = (struct rp_blk_inflight){.queue = r->queue, .head = r->head};
-    rc = rp_sections_add(out, &rp_virtio_blk_table, instance, s);
+    rc = rp_sections_add(out, &rp_virtio_blk_table, instance, s, err);
     free(s);
-    return rc ? rp_error_set(err, rc, "disk %s: no memory for its state", b->path) : 0;
+    return rc;
 }
 
 static int check_inflight(const struct rp_virtio_blk *b, const struct rp_virtio_blk_state *s, struct rp_error *err)

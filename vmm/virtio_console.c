@@ -272,9 +272,7 @@ static int console_save(void *dev, struct rp_sections *out, uint32_t instance, s
     s.tx_done = con->tx_done;
     s.cols = con->cols;
     s.rows = con->rows;
-    if (rp_sections_add(out, &rp_virtio_console_table, instance, &s))
-        return rp_error_set(err, ENOMEM, "virtio-console: no memory for its state");
-    return 0;
+    return rp_sections_add(out, &rp_virtio_console_table, instance, &s, err);
 }
 
 static int console_load(void *dev, const struct rp_section *sec, struct rp_error *err)

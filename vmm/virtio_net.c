@@ -362,9 +362,7 @@ static int net_save(void *dev, struct rp_sections *out, uint32_t instance, struc
     memcpy(s.mac, net->mac, sizeof(s.mac));
     s.status = net->status;
     s.pairs = net->pairs;
-    if (rp_sections_add(out, &rp_virtio_net_table, instance, &s))
-        return rp_error_set(err, ENOMEM, "network %s: no memory for its state", net->name);
-    return 0;
+    return rp_sections_add(out, &rp_virtio_net_table, instance, &s, err);
 }
 
 static int net_load(void *dev, const struct rp_section *sec, struct rp_error *err)

@@ -78,7 +78,7 @@ static int rng_save(void *dev, struct rp_sections *out, uint32_t instance, struc
     struct rp_virtio_rng_state s;
 
     rp_virtio_save(&rng->v, &s.virtio);
-    return rp_sections_add(out, &rp_virtio_rng_table, instance, &s) ? rp_error_set(err, ENOMEM, "virtio-rng: no memory for its state") : 0;
+    return rp_sections_add(out, &rp_virtio_rng_table, instance, &s, err);
 }
 
 static int rng_load(void *dev, const struct rp_section *sec, struct rp_error *err)

@@ -287,7 +287,7 @@ static int vsock_save(void *dev, struct rp_sections *out, uint32_t instance, str
     struct rp_virtio_vsock_state st = {.cid = s->cid};
 
     rp_virtio_save(&s->v, &st.virtio);
-    return rp_sections_add(out, &rp_virtio_vsock_table, instance, &st) ? rp_error_set(err, ENOMEM, "virtio-vsock: no memory for its state") : 0;
+    return rp_sections_add(out, &rp_virtio_vsock_table, instance, &st, err);
 }
 
 static int vsock_load(void *dev, const struct rp_section *sec, struct rp_error *err)

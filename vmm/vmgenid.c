@@ -39,9 +39,8 @@ void rp_vmgenid_renew(struct rp_vmgenid *g)
 static int save(void *dev, struct rp_sections *out, uint32_t instance, struct rp_error *err)
 {
     const struct rp_vmgenid *g = dev;
-    int rc = rp_sections_add(out, &rp_vmgenid_table, instance, &g->s);
 
-    return rc < 0 ? rp_error_set(err, rc, "vmgenid: out of memory") : 0;
+    return rp_sections_add(out, &rp_vmgenid_table, instance, &g->s, err);
 }
 
 static int load(void *dev, const struct rp_section *sec, struct rp_error *err)

@@ -214,7 +214,7 @@ static inline void sb_history(struct sb *s, const char *event)
     h->count = 1;
     h->events[0] = (struct rp_event){.wall_ns = 1700000000000000000ull, .epoch = 1, .host = "host-a", .data = "{\"why\": \"golden\"}"};
     snprintf(h->events[0].name, sizeof(h->events[0].name), "%s", event);
-    sb_check(rp_sections_add(&row, &rp_history_table, 0, h));
+    sb_check(rp_sections_add(&row, &rp_history_table, 0, h, NULL));
     sb_check(rp_sections_next(&row, &pos, &sec) ? 0 : -1);
     sb_check(rp_put_section(&s->b, s->seq++, &sec));
     s->trailer.sections++;

@@ -318,7 +318,7 @@ Test(event, INV7_history_travels_and_stands_before_what_happened_here)
         rp_events_emit(a, i, "THERE", "{}");
     rp_events_emit(b, 100, "HERE", "{}");
     rp_events_emit(b, 101, "HERE", "{}");
-    cr_assert_eq(rp_events_save(a, &s), 0);
+    cr_assert_eq(rp_events_save(a, &s, NULL), 0);
     cr_assert(rp_sections_find(&s, "history", 0, &sec));
     cr_assert_eq(rp_events_load(b, &sec, &err), 0, "%s", err.text);
     cr_assert_eq(rp_events_copy(b, out, 64), 6);

@@ -38,7 +38,7 @@ Test(serial, hostile_state_is_refused)
     for (unsigned fifo = 0; fifo < 2; fifo++) {
         s.fcr = (uint8_t)fifo;
         rp_sections_reset(&sections);
-        cr_assert_eq(rp_sections_add(&sections, &rp_serial_table, 0, &s), 0);
+        cr_assert_eq(rp_sections_add(&sections, &rp_serial_table, 0, &s, NULL), 0);
         cr_assert(rp_sections_find(&sections, "serial", 0, &sec));
         cr_assert_eq(dev.ops->load(dev.dev, &sec, &err), fifo ? 0 : -EBADMSG, "%s", err.text);
         for (unsigned i = 0; i < 64; i++)

@@ -300,7 +300,7 @@ Test(state, sections_are_found_by_name_and_instance)
     struct part p = {1, 2, 3}, out = {0};
     for (uint32_t i = 0; i < 3; i++) {
         p.c = i;
-        cr_assert_eq(rp_sections_add(&s, &part_table, i, &p), 0);
+        cr_assert_eq(rp_sections_add(&s, &part_table, i, &p, NULL), 0);
     }
     cr_assert(rp_sections_find(&s, "part", 2, &sec));
     cr_assert_eq(rp_state_decode(&part_table, &out, sec.bytes, sec.len, NULL), 0);

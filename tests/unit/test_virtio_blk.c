@@ -487,7 +487,7 @@ Test(blk, a_request_in_flight_beyond_the_queue_is_refused)
     s->virtio.queues[0].size = 65535;
     s->ninflight = 1;
     s->inflight[0].head = 60000;
-    cr_assert_eq(rp_sections_add(&forged, &rp_virtio_blk_table, SLOT, s), 0);
+    cr_assert_eq(rp_sections_add(&forged, &rp_virtio_blk_table, SLOT, s, NULL), 0);
     cr_assert(rp_sections_find(&forged, "virtio-blk", SLOT, &one));
     cr_assert_eq(blk.ops->load(blk.dev, &one, &err), -EBADMSG);
     cr_assert(strstr(err.text, "descriptor 60000"), "%s", err.text);
