@@ -25,7 +25,6 @@ struct board {
     struct rp_bus mmio, pio;
     struct rp_loop *loop;
     struct rp_pci_bus *pci;
-    struct rp_gate *gate;
     struct rp_device_env env;
 };
 
@@ -45,9 +44,18 @@ static inline void board_make(struct board *b, uint64_t ram_bytes)
 static inline void board_free(struct board *b)
 {
     rp_loop_stop(b->loop);
+    rp_gate_destroy(b->env.gate);       /* if the test made one */
     rp_pci_bus_destroy(b->pci);
     rp_loop_destroy(b->loop);
     rp_guest_ram_fini(&b->ram);
+}
+
+static inline void board_free_with(struct board *b, struct rp_device *dev)
+{
+    pthread_mutex_lock(&b->lock);
+    dev->ops->destroy(dev->dev);
+    pthread_mutex_unlock(&b->lock);
+    board_free(b);
 }
 
 /* --- configuration space through CF8/CFC, registers through MMIO --- */

@@ -89,12 +89,7 @@ static void down(void)
 {
     if (!nic.dev)
         return;
-    lock();
-    nic.ops->destroy(nic.dev);
-    unlock();
-    rp_loop_stop(board.loop);
-    rp_gate_destroy(board.env.gate);
-    board_free(&board);
+    board_free_with(&board, &nic);
     close(wire);
 }
 
@@ -354,7 +349,6 @@ Test(net_one_queue, a_socket_has_no_more)
     cr_assert_lt(rp_virtio_net_create(&board.env, SLOT, &cfg, mac, &none, &err), 0);
     cr_assert_eq(err.exit, RP_EXIT_USAGE);
     cr_assert(strstr(err.text, "carries 1 queue, not 2"), "%s", err.text);
-    rp_gate_destroy(board.env.gate);
     board_free(&board);
     close(sv[1]);
 }

@@ -47,10 +47,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    lock();
-    balloon.ops->destroy(balloon.dev);
-    unlock();
-    board_free(&board);
+    board_free_with(&board, &balloon);
 }
 
 TestSuite(balloon, .init = setup, .fini = teardown, .timeout = 60);

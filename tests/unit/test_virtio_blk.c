@@ -76,8 +76,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    destroy(&blk);
-    board_free(&board);
+    board_free_with(&board, &blk);
     unlink(image);
     rmdir(dir);
 }

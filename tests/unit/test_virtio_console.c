@@ -75,12 +75,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    lock();
-    con.ops->destroy(con.dev);
-    unlock();
-    rp_loop_stop(board.loop);
-    rp_gate_destroy(board.env.gate);
-    board_free(&board);
+    board_free_with(&board, &con);
     if (peer >= 0)
         close(peer);
 }

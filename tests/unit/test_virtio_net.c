@@ -50,12 +50,7 @@ static void up(const struct rp_nic_config *cfg, uint64_t features)
 
 static void down(void)
 {
-    lock();
-    nic.ops->destroy(nic.dev);
-    unlock();
-    rp_loop_stop(board.loop);
-    rp_gate_destroy(board.env.gate);
-    board_free(&board);
+    board_free_with(&board, &nic);
     if (peer >= 0)
         close(peer);
 }
@@ -465,7 +460,6 @@ Test(connection, a_path_is_connected_to_again, .timeout = 60)
     cr_assert_eq(rp_gate_create(board.loop, 1u << 20, &board.env.gate, &err), 0);
     cr_assert_eq(rp_virtio_net_create(&board.env, SLOT, &cfg, mac, &none, &err), -ENOENT);
     cr_assert(strstr(err.text, "start passt"), "%s", err.text);
-    rp_gate_destroy(board.env.gate);
     board_free(&board);
 
     l = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -513,7 +507,6 @@ static void no_such_tap(const struct rp_nic_config *cfg)
     cr_assert_eq(rp_virtio_net_create(&board.env, SLOT, cfg, mac, &nic, &err), -ENODEV);
     cr_assert_eq(err.exit, RP_EXIT_HOST);
     cr_assert(strstr(err.text, "no such interface"), "%s", err.text);
-    rp_gate_destroy(board.env.gate);
     board_free(&board);
 }
 

@@ -24,10 +24,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    pthread_mutex_lock(&board.lock);
-    rng.ops->destroy(rng.dev);
-    pthread_mutex_unlock(&board.lock);
-    board_free(&board);
+    board_free_with(&board, &rng);
 }
 
 TestSuite(rng, .init = setup, .fini = teardown, .timeout = 60);

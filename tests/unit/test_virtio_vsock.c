@@ -56,8 +56,7 @@ static void setup(void)
 
     snprintf(path, sizeof(path), "/tmp/vsock-test-%d", (int)getpid());
     board_make(&board, 16u << 20);
-    cr_assert_eq(rp_gate_create(board.loop, 1u << 20, &board.gate, &err), 0);
-    board.env.gate = board.gate;
+    cr_assert_eq(rp_gate_create(board.loop, 1u << 20, &board.env.gate, &err), 0);
     make();
     cr_assert_eq(rp_loop_start(board.loop, &err), 0);
     up();
@@ -65,12 +64,7 @@ static void setup(void)
 
 static void teardown(void)
 {
-    pthread_mutex_lock(&board.lock);
-    dev.ops->destroy(dev.dev);
-    pthread_mutex_unlock(&board.lock);
-    rp_loop_stop(board.loop);
-    rp_gate_destroy(board.gate);
-    board_free(&board);
+    board_free_with(&board, &dev);
 }
 
 TestSuite(vsock, .init = setup, .fini = teardown, .timeout = 60);
@@ -261,21 +255,21 @@ Test(vsock, what_the_guest_sends_waits_for_its_epoch_INV_1)
 
     snprintf(at, sizeof(at), "%s_%u", path, PORT);
     p.fd = host_socket(true, at);
-    rp_gate_hold(board.gate, true);
-    rp_gate_cut(board.gate, 1);
+    rp_gate_hold(board.env.gate, true);
+    rp_gate_cut(board.env.gate, 1);
     post(VIRTIO_VSOCK_OP_REQUEST, 77, PORT, 0, NULL, 0);
     cr_assert_eq(poll(&p, 1, 100), 0, "a connection is an output too");
-    rp_gate_cut(board.gate, 2);
-    rp_gate_release(board.gate, 1);
+    rp_gate_cut(board.env.gate, 2);
+    rp_gate_release(board.env.gate, 1);
     cr_assert_eq(poll(&p, 1, 100), 0);
-    rp_gate_release(board.gate, 2);
+    rp_gate_release(board.env.gate, 2);
     int fd = accept(p.fd, NULL, NULL);
     expect(VIRTIO_VSOCK_OP_RESPONSE, &k);
     post(VIRTIO_VSOCK_OP_RW, 77, PORT, 0, "late", 4);
     struct pollfd q = {.fd = fd, .events = POLLIN};
     cr_assert_eq(poll(&q, 1, 100), 0);
-    rp_gate_cut(board.gate, 3);
-    rp_gate_release(board.gate, 3);
+    rp_gate_cut(board.env.gate, 3);
+    rp_gate_release(board.env.gate, 3);
     read_all(fd, buf, 4);
     cr_assert_str_eq(buf, "late");
     close(fd);
