@@ -3,14 +3,11 @@
  * its command tables and its threads.
  */
 #include "tests/fuzz/fuzz.h"
+#include "tests/qmp_fixture.h"
 #include "tools/qmp_input.h"
-#include "tools/qmp_server.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 /* --- framing --- */
 
@@ -43,17 +40,6 @@ static void framing(struct fz *f)
 
 /* --- a live server --- */
 
-static struct rp_qmp *server;
-static struct rp_events *events;
-static struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-static int cmd_echo(struct rp_qmp_call *call, struct rp_error *err)
-{
-    (void)err;
-    call->result = json_deep_copy(call->args);
-    return 0;
-}
-
 static int cmd_fail(struct rp_qmp_call *call, struct rp_error *err)
 {
     const char *s = json_string_value(json_object_get(call->args, "text"));
@@ -64,19 +50,11 @@ static const struct rp_qmp_arg echo_args[] = {
     {"text", RP_QMP_STR, true}, {"flag", RP_QMP_BOOL, true}, {"number", RP_QMP_INT, true}, {"bytes", RP_QMP_SIZE, true}, {"any", RP_QMP_ANY, true}, {0}};
 static const struct rp_qmp_arg fail_args[] = {{"text", RP_QMP_STR, false}, {0}};
 static const struct rp_qmp_command commands[] = {{"echo", cmd_echo, echo_args}, {"fail", cmd_fail, fail_args}, {"none", cmd_echo, NULL}};
-static const struct rp_qmp_table table = {commands, 3};
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
-    address.sun_path[0] = 0;
-    snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "reprise-fuzz-%d", getpid());
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 8) < 0)
-        return -1;
-    FZ_HOLDS(rp_events_create(8, &events) == 0);
-    FZ_HOLDS(rp_qmp_create(events, &server, NULL) == 0 && rp_qmp_add(server, table, NULL, NULL) == 0);
-    FZ_HOLDS(rp_qmp_listen(server, fd, NULL) == 0 && rp_qmp_start(server, NULL) == 0);
+    FZ_HOLDS(serve((struct rp_qmp_table){commands, 3}, NULL));
     return 0;
 }
 

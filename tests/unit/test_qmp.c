@@ -1,27 +1,14 @@
 /* The QMP server with real clients on a real socket; the commands are the test's, run on its own thread. */
+#include "tests/qmp_fixture.h"
 #include "tools/qmp_client.h"
-#include "tools/qmp_server.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #define WAIT_MS 60000
-
-static struct rp_qmp *server;
-static struct rp_events *events;
-static struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-static int cmd_echo(struct rp_qmp_call *call, struct rp_error *err)
-{
-    (void)err;
-    call->result = json_deep_copy(call->args);
-    return 0;
-}
 
 static int cmd_event(struct rp_qmp_call *call, struct rp_error *err)
 {
@@ -54,15 +41,7 @@ static const struct rp_qmp_command commands[] = {{"echo", cmd_echo, echo_args, t
 static void setup(void)
 {
     struct rp_error err = {0};
-    snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "reprise-test-qmp-%d", getpid());
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    cr_assert_eq(listen(fd, 8), 0);
-    cr_assert_eq(rp_events_create(8, &events), 0);
-    cr_assert_eq(rp_qmp_create(events, &server, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_qmp_add(server, (struct rp_qmp_table){commands, 5}, NULL, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_qmp_listen(server, fd, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_qmp_start(server, &err), 0, "%s", err.text);
+    cr_assert(serve((struct rp_qmp_table){commands, 5}, &err), "%s", err.text);
 }
 
 static void teardown(void)

@@ -1,0 +1,33 @@
+/* qmp_fixture.h - a QMP server at a socket of this process's own, for the test and the fuzzer of it. Its commands are theirs. */
+#ifndef RP_TESTS_QMP_FIXTURE_H
+#define RP_TESTS_QMP_FIXTURE_H
+
+#include "tools/qmp_server.h"
+
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static struct rp_qmp *server;
+static struct rp_events *events;
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+static int cmd_echo(struct rp_qmp_call *call, struct rp_error *err)
+{
+    (void)err;
+    call->result = json_deep_copy(call->args);
+    return 0;
+}
+
+/* False: with the reason, or the host has no socket for it. */
+static bool serve(struct rp_qmp_table table, struct rp_error *err)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "reprise-test-qmp-%d", getpid());
+    return bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(fd, 8) == 0 && rp_events_create(8, &events) == 0 &&
+           rp_qmp_create(events, &server, err) == 0 && rp_qmp_add(server, table, NULL, err) == 0 &&
+           rp_qmp_listen(server, fd, err) == 0 && rp_qmp_start(server, err) == 0;
+}
+
+#endif
