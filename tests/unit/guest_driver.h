@@ -58,6 +58,20 @@ static inline void board_free_with(struct board *b, struct rp_device *dev)
     board_free(b);
 }
 
+/* A stopped device is given its own state. The lock is held. */
+static inline void board_reload(struct rp_device *dev, uint32_t slot)
+{
+    struct rp_sections sections = {0};
+    struct rp_section sec;
+    struct rp_error err = {0};
+
+    cr_assert_eq(dev->ops->save(dev->dev, &sections, slot, &err), 0, "%s", err.text);
+    dev->ops->reset(dev->dev);
+    cr_assert(rp_sections_find(&sections, dev->section, slot, &sec));
+    cr_assert_eq(dev->ops->load(dev->dev, &sec, &err), 0, "%s", err.text);
+    rp_sections_fini(&sections);
+}
+
 /* --- configuration space through CF8/CFC, registers through MMIO --- */
 
 static inline uint32_t cfg_get(struct board *b, unsigned slot, uint32_t off, uint32_t len)

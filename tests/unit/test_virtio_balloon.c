@@ -258,9 +258,6 @@ static uint64_t stat_after(uint16_t tag, uint64_t not)
 
 Test(balloon, statistics_are_kept_until_asked_and_travel)
 {
-    struct rp_sections sections = {0};
-    struct rp_section sec;
-    struct rp_error err = {0};
     uint32_t head, len;
 
     send_stats(VIRTIO_BALLOON_S_MEMFREE, 12345);
@@ -268,17 +265,13 @@ Test(balloon, statistics_are_kept_until_asked_and_travel)
     cr_assert_not(drv_done(&drv, STATS, 50, &head, &len), "the figures are fresh: the buffer is kept");
     lock();
     balloon.ops->stop(balloon.dev);
-    cr_assert_eq(balloon.ops->save(balloon.dev, &sections, SLOT, &err), 0);
-    balloon.ops->reset(balloon.dev);
-    cr_assert(rp_sections_find(&sections, balloon.section, SLOT, &sec));
-    cr_assert_eq(balloon.ops->load(balloon.dev, &sec, &err), 0, "%s", err.text);
+    board_reload(&balloon, SLOT);
     balloon.ops->start(balloon.dev);
     unlock();
     cr_assert_eq(stat_after(VIRTIO_BALLOON_S_MEMFREE, 1), 12345u, "and asks for new ones: these came before the epoch");
     cr_assert(drv_done(&drv, STATS, WAIT_MS, &head, &len));
     send_stats(VIRTIO_BALLOON_S_MEMFREE, 777);
     cr_assert_eq(stat_after(VIRTIO_BALLOON_S_MEMFREE, 12345), 777u);
-    rp_sections_fini(&sections);
 }
 
 Test(balloon, hostile_pages_break_only_the_device)
@@ -308,9 +301,6 @@ Test(balloon, hostile_lists_break_only_the_device)
 Test(balloon, a_request_cut_in_half_is_done_again_by_whom_the_state_is_given)
 {
     struct seg s = {FREE, 40u << 20, true};
-    struct rp_sections sections = {0};
-    struct rp_section sec;
-    struct rp_error err = {0};
 
     fill(FREE, 40u << 20);
     drv_post(&drv, REPORTING, &s, 1);
@@ -323,15 +313,11 @@ Test(balloon, a_request_cut_in_half_is_done_again_by_whom_the_state_is_given)
         usleep(10);
     }
     balloon.ops->stop(balloon.dev);
-    cr_assert_eq(balloon.ops->save(balloon.dev, &sections, SLOT, &err), 0);
-    balloon.ops->reset(balloon.dev);
-    cr_assert(rp_sections_find(&sections, balloon.section, SLOT, &sec));
-    cr_assert_eq(balloon.ops->load(balloon.dev, &sec, &err), 0, "%s", err.text);
+    board_reload(&balloon, SLOT);
     balloon.ops->start(balloon.dev);
     unlock();
     wait_done(REPORTING);
     must_be(FREE, 40u << 20, 0);
-    rp_sections_fini(&sections);
 }
 
 /* The state with the number in field `tag` made `v`: refused, for a reason that says `why`. */

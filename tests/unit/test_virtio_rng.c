@@ -103,9 +103,6 @@ Test(rng, a_buffer_outside_of_ram_breaks_only_the_device)
 
 Test(rng, a_request_made_while_stopped_is_answered_by_whom_the_state_is_given)
 {
-    struct rp_sections sections = {0};
-    struct rp_section sec;
-    struct rp_error err = {0};
     uint32_t head, len;
 
     pthread_mutex_lock(&board.lock);
@@ -114,14 +111,10 @@ Test(rng, a_request_made_while_stopped_is_answered_by_whom_the_state_is_given)
     ask(BUF, 64);
     cr_assert_not(drv_done(&drv, 0, 50, &head, &len), "VIRTIO-2");
     pthread_mutex_lock(&board.lock);
-    cr_assert_eq(rng.ops->save(rng.dev, &sections, SLOT, &err), 0);
-    rng.ops->reset(rng.dev);
-    cr_assert(rp_sections_find(&sections, rng.section, SLOT, &sec));
-    cr_assert_eq(rng.ops->load(rng.dev, &sec, &err), 0, "%s", err.text);
+    board_reload(&rng, SLOT);
     rng.ops->start(rng.dev);
     pthread_mutex_unlock(&board.lock);
     cr_assert(drv_done(&drv, 0, WAIT_MS, &head, &len));
-    rp_sections_fini(&sections);
 }
 
 Test(rng_table, tiles)
