@@ -1,4 +1,5 @@
 """A protected guest: who runs it, who stands by, and the lease between them. The words of the command live here only."""
+import json
 import shlex
 
 from .guest import Guest, LedgerGuest
@@ -127,6 +128,10 @@ class Pair:
 
     def status(self):
         return self.primary.run(f"reprise status {self.guest.name} --json", check=False).output
+
+    def history(self):
+        """The guest's events, oldest first; they have travelled with it."""
+        return json.loads(self.primary.run(f"reprise history {self.guest.name} --json").output)
 
     def taken_over(self, timeout_s=60):
         """Wait until the standby runs the guest; from now on it is the primary, without a standby."""

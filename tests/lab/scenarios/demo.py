@@ -21,11 +21,6 @@ def start(lab, host, client):
     return guest, lambda: RedisLoad(lab, client, guest.address, "--pause 0.005 --connections 2")
 
 
-def history(pair):
-    """The VM's events, oldest first; they have travelled with it."""
-    return json.loads(pair.primary.run(f"reprise history {pair.guest.name} --json").output)
-
-
 def protection(pair):
     """What the primary says of its protection."""
     return json.loads(pair.status()).get("protect", {})
@@ -92,7 +87,7 @@ def run(lab):
     load.must_advance(20)
     time.sleep(seconds)
     after = load.acknowledged()
-    events = history(pair)
+    events = pair.history()
     verdict = load.finish()
     lab.log(f"{before} writes were acknowledged before the power was cut, {after} a while later, over the same TCP connections")
     lab.log(f"all {verdict['acknowledged']} acknowledged writes were read back: none lost, none doubled")

@@ -74,10 +74,9 @@ def unsuitable(lab, pair, host):
     pair.standby_options = []
 
 
-def resynced_by_sums(lab, pair, guest):
+def resynced_by_sums(lab, pair):
     """The old primary's disk got what differs, and what was equal already was not sent."""
-    events = json.loads(pair.primary.run(f"reprise history {guest.name} --json").output)
-    syncs = [event["data"] for event in events if event["name"] == "DISK_SYNC"]
+    syncs = [event["data"] for event in pair.history() if event["name"] == "DISK_SYNC"]
     lab.check(syncs, f"{pair.primary} did not say what its standby was sent of the disk")
     lab.log(f"the disk on {pair.standby}: {syncs[-1]}")
     lab.check(4 << 20 <= syncs[-1]["equal-bytes"] <= syncs[-1]["bytes"], f"what is equal was sent: {syncs[-1]}")
@@ -133,7 +132,7 @@ def run(lab):
             lab.wait_until(lambda: summed(pair, guest), 60, "the old disk is summed")
         pair.protect()
         if private(lab):
-            resynced_by_sums(lab, pair, guest)
+            resynced_by_sums(lab, pair)
     guest.must_write(50)
     lab.log(f"at the end {guest.disk_must_agree()} blocks agree")
     for host in (a, b):

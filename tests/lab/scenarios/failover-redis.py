@@ -8,7 +8,6 @@ switch: no fault, but `reprise failover`: a planned switchover. standby: the sta
 (on-loss=pause: until then the guest stands).
 isolate (lease=etcd, whatever is said): the primary's host reaches nobody, the lease included: the standby takes over, the primary stops itself.
 """
-import json
 import time
 
 from lab import witness
@@ -45,8 +44,7 @@ def cut_and_mend(lab, pair, load):
     load.must_advance(20)
     lab.restore(pair.primary, pair.standby)
     lab.wait_until(lambda: '"protected"' in pair.status(), 120, "the guest is protected again")
-    events = json.loads(pair.primary.run(f"reprise history {pair.guest.name} --json").output)
-    resyncs = [event for event in events if event["name"] == "RESYNC"]
+    resyncs = [event for event in pair.history() if event["name"] == "RESYNC"]
     lab.check(resyncs, "the standby that came back was sent what differs")
     lab.log(f"resync: {resyncs[-1]['data']}")
     load.must_advance(20)

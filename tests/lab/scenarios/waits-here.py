@@ -91,8 +91,7 @@ def run(lab):
         let_go(lab, pair, how)
         load.must_advance(10)
         pair.protect()
-        events = json.loads(pair.primary.run(f"reprise history {guest.name} --json").output)
-        resync = [event["data"] for event in events if event["name"] in ("RESYNC", "FULL_SYNC")][-1]
+        resync = [event["data"] for event in pair.history() if event["name"] in ("RESYNC", "FULL_SYNC")][-1]
         lab.log(f"round {number + 1}: {how}; {pair.primary} runs it, {pair.standby} stands by: {resync}")
         lab.check("equal-pages" in resync, f"all of memory was sent: {resync}")
         lab.check(resync["bytes"] < resync["ram-bytes"] / 4, f"what was sent is not what differs: {resync}")
