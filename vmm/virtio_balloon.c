@@ -48,7 +48,7 @@ RP_TABLE(rp_virtio_balloon_table, "virtio-balloon", 1, struct rp_virtio_balloon_
     RP_ARRAY(struct rp_virtio_balloon_state, stats, 6, RP_F_U64));
 
 struct rp_virtio_balloon {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_chain chain;
     uint32_t num_pages, actual, poison, stats_kept;
     uint64_t stats[RP_BALLOON_STATS];
@@ -316,21 +316,6 @@ static int balloon_load(void *dev, const struct rp_section *sec, struct rp_error
     return 0;
 }
 
-static void balloon_start(void *dev)
-{
-    rp_virtio_start(&((struct rp_virtio_balloon *)dev)->v);
-}
-
-static void balloon_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_balloon *)dev)->v);
-}
-
-static void balloon_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_balloon *)dev)->v);
-}
-
 static void balloon_destroy(void *dev)
 {
     struct rp_virtio_balloon *b = dev;
@@ -339,8 +324,8 @@ static void balloon_destroy(void *dev)
     free(b);
 }
 
-static const struct rp_device_ops device_ops = {.save = balloon_save, .load = balloon_load, .reset = balloon_reset,
-                                                .start = balloon_start, .stop = balloon_stop, .destroy = balloon_destroy};
+static const struct rp_device_ops device_ops = {.save = balloon_save, .load = balloon_load, .reset = rp_virtio_device_reset,
+                                                .start = rp_virtio_device_start, .stop = rp_virtio_device_stop, .destroy = balloon_destroy};
 
 int rp_virtio_balloon_create(const struct rp_device_env *env, unsigned slot, struct rp_device *out, struct rp_error *err)
 {

@@ -70,7 +70,7 @@ struct request {
 };
 
 struct rp_virtio_blk {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_disk *disk;           /* NULL: not opened yet; then the machine does not run */
     struct rp_bounce bounce;
     struct rp_chain chain;
@@ -489,11 +489,6 @@ static void blk_start(void *dev)
     on_batch_end(b);
 }
 
-static void blk_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_blk *)dev)->v);
-}
-
 static int blk_drain(void *dev, struct rp_error *err)
 {
     struct rp_virtio_blk *b = dev;
@@ -502,11 +497,6 @@ static int blk_drain(void *dev, struct rp_error *err)
     if (b->disk)
         rp_disk_drain(b->disk);
     return 0;
-}
-
-static void blk_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_blk *)dev)->v);
 }
 
 static void blk_destroy(void *dev)
@@ -524,8 +514,8 @@ static void blk_destroy(void *dev)
     free(b);
 }
 
-static const struct rp_device_ops device_ops = {.save = blk_save, .load = blk_load, .drain = blk_drain, .reset = blk_reset,
-                                                .start = blk_start, .stop = blk_stop, .destroy = blk_destroy};
+static const struct rp_device_ops device_ops = {.save = blk_save, .load = blk_load, .drain = blk_drain, .reset = rp_virtio_device_reset,
+                                                .start = blk_start, .stop = rp_virtio_device_stop, .destroy = blk_destroy};
 
 /* What the disk can do; as long as it is not open, all that one could. */
 static uint64_t features(bool readonly, bool can_zero, bool can_discard)

@@ -43,7 +43,7 @@ RP_TABLE(rp_virtio_console_table, "virtio-console", 1, struct rp_virtio_console_
     RP_PAD(struct rp_virtio_console_state, pad));
 
 struct rp_virtio_console {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_chain chain;
     struct rp_chardev *chr;
     struct rp_virtio_tx tx;
@@ -303,16 +303,6 @@ static void console_start(void *dev)
     look_at_size(con);
 }
 
-static void console_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_console *)dev)->v);
-}
-
-static void console_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_console *)dev)->v);
-}
-
 static void console_destroy(void *dev)
 {
     struct rp_virtio_console *con = dev;
@@ -333,8 +323,8 @@ static void console_destroy(void *dev)
     free(con);
 }
 
-static const struct rp_device_ops device_ops = {.save = console_save, .load = console_load, .reset = console_reset,
-                                                .start = console_start, .stop = console_stop, .destroy = console_destroy};
+static const struct rp_device_ops device_ops = {.save = console_save, .load = console_load, .reset = rp_virtio_device_reset,
+                                                .start = console_start, .stop = rp_virtio_device_stop, .destroy = console_destroy};
 
 /* The host's side. */
 static int open_host(struct rp_virtio_console *con, const struct rp_device_env *env, const struct rp_chardev_config *cfg,

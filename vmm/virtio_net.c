@@ -50,7 +50,7 @@ struct pair {
 };
 
 struct rp_virtio_net {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_net *backend;
     struct rp_chain chain;
     uint8_t mac[6], own_mac[6];     /* in use; as configured */
@@ -404,16 +404,6 @@ static void net_start(void *dev)
     }
 }
 
-static void net_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_net *)dev)->v);
-}
-
-static void net_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_net *)dev)->v);
-}
-
 static void net_destroy(void *dev)
 {
     struct rp_virtio_net *net = dev;
@@ -432,8 +422,8 @@ static void net_destroy(void *dev)
     free(net);
 }
 
-static const struct rp_device_ops device_ops = {.save = net_save, .load = net_load, .reset = net_reset, .start = net_start,
-                                                .stop = net_stop, .announce = net_announce, .destroy = net_destroy};
+static const struct rp_device_ops device_ops = {.save = net_save, .load = net_load, .reset = rp_virtio_device_reset, .start = net_start,
+                                                .stop = rp_virtio_device_stop, .announce = net_announce, .destroy = net_destroy};
 
 static int make_pairs(struct rp_virtio_net *net, const struct rp_device_env *env)
 {

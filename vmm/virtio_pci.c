@@ -554,3 +554,18 @@ void rp_virtio_stop(struct rp_virtio *v)
 {
     v->running = false;
 }
+
+void rp_virtio_device_reset(void *dev)
+{
+    rp_virtio_reset(dev);
+}
+
+void rp_virtio_device_start(void *dev)
+{
+    rp_virtio_start(dev);
+}
+
+void rp_virtio_device_stop(void *dev)
+{
+    rp_virtio_stop(dev);
+}

@@ -112,5 +112,9 @@ int rp_virtio_load(struct rp_virtio *v, const struct rp_virtio_state *s, struct 
 void rp_virtio_reset(struct rp_virtio *v);  /* machine reset: device and PCI function */
 void rp_virtio_start(struct rp_virtio *v);  /* kicks that came while stopped, or before an epoch, are served */
 void rp_virtio_stop(struct rp_virtio *v);
+/* The same three as struct rp_device_ops has them, for a device whose struct begins with its struct rp_virtio and has no more to do. */
+void rp_virtio_device_reset(void *dev);
+void rp_virtio_device_start(void *dev);
+void rp_virtio_device_stop(void *dev);
 
 #endif

@@ -22,7 +22,7 @@ RP_TABLE(rp_virtio_rng_table, "virtio-rng", 1, struct rp_virtio_rng_state,
     RP_STRUCT(struct rp_virtio_rng_state, virtio, 1, &rp_virtio_state_table));
 
 struct rp_virtio_rng {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_chain chain;
 };
 
@@ -92,21 +92,6 @@ static int rng_load(void *dev, const struct rp_section *sec, struct rp_error *er
     return rc ? rc : rp_virtio_load(&rng->v, &s.virtio, err);
 }
 
-static void rng_start(void *dev)
-{
-    rp_virtio_start(&((struct rp_virtio_rng *)dev)->v);
-}
-
-static void rng_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_rng *)dev)->v);
-}
-
-static void rng_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_rng *)dev)->v);
-}
-
 static void rng_destroy(void *dev)
 {
     struct rp_virtio_rng *rng = dev;
@@ -115,8 +100,8 @@ static void rng_destroy(void *dev)
     free(rng);
 }
 
-static const struct rp_device_ops device_ops = {.save = rng_save, .load = rng_load, .reset = rng_reset, .start = rng_start,
-                                                .stop = rng_stop, .destroy = rng_destroy};
+static const struct rp_device_ops device_ops = {.save = rng_save, .load = rng_load, .reset = rp_virtio_device_reset,
+                                                .start = rp_virtio_device_start, .stop = rp_virtio_device_stop, .destroy = rng_destroy};
 
 int rp_virtio_rng_create(const struct rp_device_env *env, unsigned slot, struct rp_device *out, struct rp_error *err)
 {

@@ -50,7 +50,7 @@ const struct rp_state_table rp_virtio_vsock_table = {
     .fields = fields, .nfields = sizeof(fields) / sizeof(fields[0]), .validate = validate};
 
 struct rp_virtio_vsock {
-    struct rp_virtio v;
+    struct rp_virtio v;             /* first, for rp_virtio_device_stop and the like */
     struct rp_vsock *host;
     struct rp_virtio_tx tx;
     struct rp_chain chain;
@@ -318,21 +318,6 @@ int rp_virtio_vsock_cid(const struct rp_section *sec, uint32_t *cid, struct rp_e
     return rc;
 }
 
-static void vsock_start(void *dev)
-{
-    rp_virtio_start(&((struct rp_virtio_vsock *)dev)->v);
-}
-
-static void vsock_stop(void *dev)
-{
-    rp_virtio_stop(&((struct rp_virtio_vsock *)dev)->v);
-}
-
-static void vsock_reset(void *dev)
-{
-    rp_virtio_reset(&((struct rp_virtio_vsock *)dev)->v);
-}
-
 static void vsock_destroy(void *dev)
 {
     struct rp_virtio_vsock *s = dev;
@@ -350,8 +335,8 @@ static void vsock_destroy(void *dev)
     free(s);
 }
 
-static const struct rp_device_ops device_ops = {.save = vsock_save, .load = vsock_load, .reset = vsock_reset, .start = vsock_start,
-                                                .stop = vsock_stop, .destroy = vsock_destroy};
+static const struct rp_device_ops device_ops = {.save = vsock_save, .load = vsock_load, .reset = rp_virtio_device_reset,
+                                                .start = rp_virtio_device_start, .stop = rp_virtio_device_stop, .destroy = vsock_destroy};
 
 int rp_virtio_vsock_create(const struct rp_device_env *env, unsigned slot, const char *path, uint32_t cid, struct rp_device *out,
                            struct rp_error *err)
