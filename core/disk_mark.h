@@ -1,5 +1,5 @@
 /*
- * disk_mark.h - what is known of a disk file beside its bytes: who may use it. docs/disks.md, R4 to R6.
+ * disk_mark.h - what is known of a disk file beside its bytes: who may use it. docs/disks.md, R4 to R7.
  *
  *     NONE ─► SYNCING ─► REPLICA ─► ACTIVE ─► NONE (the VM ended here, nobody else has it)
  *               ▲───────────┴─────────┘

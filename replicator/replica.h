@@ -1,6 +1,6 @@
 /*
  * replica.h - a standby's copies of a VM's private disks: whole epochs only, crash-safely. docs/disks.md has the states and
- * the promises R1 to R6.
+ * the promises R1 to R7.
  *
  *     receiving thread   rp_replica_record ─► journal (or, while SYNCING, the file)   rp_replica_commit: durable, counts
  *     applying thread                          journal ─► files, syncs them, trims the journal
@@ -23,6 +23,7 @@
 struct rp_replica_disk {
     const char *path;           /* NULL: not kept here */
     const char *state;          /* where its mark is, NULL: beside it */
+    bool overwrite;             /* whatever the file holds */
 };
 struct rp_replica_config {
     unsigned ndisks;            /* numbered like the VM's */
@@ -45,7 +46,8 @@ struct rp_replica_status {
 
 struct rp_replica;
 /* Opens and locks the files (a file that is not there is made, empty), and makes them whole again after a crash (R2).
- * RP_EXIT_REFUSED: locked by another process. A disk that some VM ran on is taken: it will be synced anew. */
+ * RP_EXIT_REFUSED: locked by another process, or a file that holds something and is nobody's copy (R7). A disk that some protected VM ran
+ * on is taken: it will be synced anew. */
 int rp_replica_open(const struct rp_replica_config *cfg, struct rp_replica **out, struct rp_error *err) RP_MUST_CHECK;
 /* Leaves everything as it is on disk: what was committed is in the journal or applied. */
 void rp_replica_close(struct rp_replica *r);

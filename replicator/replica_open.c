@@ -25,6 +25,15 @@ static int measure(struct rp_replica_file *d, struct rp_error *err)
     return 0;
 }
 
+/* R7: without a mark it is nobody's copy, and what it holds is somebody's. What cannot tell of holes (a block device) has data throughout. */
+static int check_foreign(const struct rp_replica_file *d, bool overwrite, struct rp_error *err)
+{
+    if (d->mark.state != RP_DISK_NONE || overwrite || d->size_bytes == 0 || (lseek(d->fd, 0, SEEK_DATA) < 0 && errno == ENXIO))
+        return 0;
+    return rp_error_exit(err, RP_EXIT_REFUSED, EEXIST, "disk %s: holds data, and is not marked as a copy of a VM's disk (%s): the VM's disk would be "
+                         "copied over it. Name a file that is empty or not there, or say \"overwrite\": --disk F,overwrite", d->path, d->mark_path);
+}
+
 static int open_disk(struct rp_replica_file *d, const struct rp_replica_disk *cfg, struct rp_error *err)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
@@ -38,7 +47,9 @@ static int open_disk(struct rp_replica_file *d, const struct rp_replica_disk *cf
     int rc = measure(d, err);
     if (rc == 0)
         rc = rp_disk_mark_path(cfg->path, cfg->state, ".reprise", d->mark_path, err);
-    return rc < 0 ? rc : rp_disk_mark_read(d->mark_path, &d->mark, err);
+    if (rc == 0)
+        rc = rp_disk_mark_read(d->mark_path, &d->mark, err);
+    return rc < 0 ? rc : check_foreign(d, cfg->overwrite, err);
 }
 
 /* Are the disks one set of copies, whole? */

@@ -14,9 +14,11 @@ lint: all
 # The test guests under the Debian QEMU: they must be right before they judge us.
 check-guests: guests test-tools
 	tests/guests/test-qemu
-# Bad use: one clear sentence, the right exit code, nothing left behind. (The lab's scenario bad-use has what needs KVM.)
+# Bad use: one clear sentence, the right exit code, nothing left behind (the lab's scenario bad-use has what needs KVM). A walk: what is seen of VMs
+# that run and stand by.
 check-cli: all
 	python3 tests/cli/bad_use.py $(BUILD)/reprise build/guests
+	python3 tests/cli/walk.py $(BUILD)/reprise build/guests
 check-thread check-address:
 	@tests/check/run $(@:check-%=%)
 

@@ -141,7 +141,8 @@ static int open_replica(struct rp_standby *s, struct rp_error *err)
     struct rp_replica_config cfg = {.ndisks = m->ndisks};
     for (unsigned i = 0; i < m->ndisks; i++)
         if (rp_disk_is_private(&m->disks[i]) && m->disks[i].path)
-            cfg.disks[i] = (struct rp_replica_disk){.path = m->disks[i].path, .state = m->disks[i].state};
+            cfg.disks[i] = (struct rp_replica_disk){.path = m->disks[i].path, .state = m->disks[i].state,
+                                                   .overwrite = m->disks[i].overwrite};
     return rp_replica_open(&cfg, &s->replica, err);
 }
 

@@ -90,8 +90,8 @@ static int disk_word(struct rp_disk_config *d, const char *word, struct rp_error
         d->readonly = true;
         return 0;
     }
-    if (strcmp(word, "shared") == 0 || strcmp(word, "take") == 0) {
-        *(word[0] == 's' ? &d->shared : &d->take) = true;
+    if (strcmp(word, "shared") == 0 || strcmp(word, "take") == 0 || strcmp(word, "overwrite") == 0) {
+        *(word[0] == 's' ? &d->shared : word[0] == 't' ? &d->take : &d->overwrite) = true;
         return 0;
     }
     if ((v = value_of(word, "state")) && v[0]) {
@@ -101,8 +101,8 @@ static int disk_word(struct rp_disk_config *d, const char *word, struct rp_error
     if ((v = value_of(word, "queues")))
         return parse_queues("--disk: queues", v, 16, &d->queues, err);
     if (!(v = value_of(word, "serial")))
-        return bad(err, "--disk: \"%s\" means nothing here; a disk is F[,ro][,shared][,serial=S][,queues=N][,state=F][,take], a comma in F is "
-                   "written twice", word);
+        return bad(err, "--disk: \"%s\" means nothing here; a disk is F[,ro][,shared][,serial=S][,queues=N][,state=F][,take][,overwrite], a "
+                   "comma in F is written twice", word);
     if (!v[0] || strlen(v) >= sizeof(d->serial))
         return bad(err, "--disk: serial \"%s\": it has 1 to %zu characters", v, sizeof(d->serial) - 1);
     snprintf(d->serial, sizeof(d->serial), "%s", v);
@@ -316,10 +316,11 @@ static int parse_wall_clock(void *field, char *value, struct rp_error *err)
 const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS] = {
     {.name = "name", .arg = "N", .kind = RP_OPT_PARSE, AT(machine.name), .parse = parse_name,
      .help = "The VM's name: letters, digits, '.', '_', '-'. The other verbs find the VM by it."},
-    {.name = "disk", .arg = "F[,ro][,shared][,serial=S][,queues=N][,state=F][,take]", .kind = RP_OPT_PARSE, .repeats = true, AT(machine), .parse = rp_parse_disk,
+    {.name = "disk", .arg = "F[,ro][,shared][,serial=S][,queues=N][,state=F][,take][,overwrite]", .kind = RP_OPT_PARSE, .repeats = true, AT(machine), .parse = rp_parse_disk,
      .help = "A disk: a raw file, a block device, nbd://HOST/EXPORT, or fd:N, a descriptor passed in. A comma in F is written twice. Of a "
              "protected VM each host has its own copy; shared: both hosts reach the same storage (nbd is that always). What is known of a copy is "
-             "kept in F.reprise, or where state says; take: use it although its VM may have gone on elsewhere."},
+             "kept in F.reprise, or where state says; take: use it although its VM may have gone on elsewhere. A standby takes a file that is not there, "
+             "is empty, or is a copy already; overwrite: whatever F holds, it becomes the copy."},
     {.name = "net", .arg = "tap:IF|unix:PATH|fd:N[,mac=M][,queues=N]", .kind = RP_OPT_PARSE, .repeats = true, AT(machine),
      .parse = rp_parse_net,
      .help = "A network card on a tap interface, on a unix stream socket (the framing of QEMU's -netdev stream and of passt), or on a "

@@ -40,7 +40,7 @@ extern const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS];
 #define RP_VM_ENTER_GROUP {.title = "Entering", .opts = rp_vm_enter_options, .nopts = RP_VM_ENTER_OPTIONS}
 
 /* Parsers of one word; each may cut `text` and keeps pointing into it.
- * disk:    F[,ro][,serial=S][,queues=N]     F a path, nbd://… or fd:N; a comma in F is written twice
+ * disk:    F[,ro][,shared][,serial=S][,queues=N][,state=F][,take][,overwrite]     F a path, nbd://… or fd:N; a comma in F is written twice
  * net:     tap:IF|unix:PATH|fd:N[,mac=M][,queues=N]
  * chardev: stdio | null | file:F | unix:F */
 int rp_parse_disk(void *machine_config, char *text, struct rp_error *err);      /* appends */

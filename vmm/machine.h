@@ -34,6 +34,7 @@ struct rp_disk_config {
     bool readonly;
     bool shared;                /* storage that another host may take over: docs/disks.md (nbd is that always) */
     bool take;                  /* whatever its mark says, this is the VM's disk */
+    bool overwrite;             /* a standby's: whatever it holds, the VM's disk may be copied over it */
     const char *state;          /* where its mark is, NULL: beside the file */
     char serial[21];            /* VIRTIO_BLK_ID, NUL-terminated */
     unsigned queues;            /* 0: one per vCPU up to 4 */

@@ -67,7 +67,8 @@ static inline void fault(const char *what)
 
 static inline int open_replica(const struct rp_durable *io, struct rp_replica **r, struct rp_error *err)
 {
-    struct rp_replica_config cfg = {.ndisks = DISKS, .disks = {{.path = paths[0]}, {.path = paths[1]}}, .journal_bytes = RING, .io = io};
+    struct rp_replica_config cfg = {.ndisks = DISKS, .journal_bytes = RING, .io = io,
+                                    .disks = {{.path = paths[0], .overwrite = true}, {.path = paths[1], .overwrite = true}}};
     return rp_replica_open(&cfg, r, err);
 }
 

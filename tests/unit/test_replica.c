@@ -1,4 +1,4 @@
-/* A standby's copies of disks, on real files: whole epochs whatever happens (docs/disks.md, R1 to R6). */
+/* A standby's copies of disks, on real files: whole epochs whatever happens (docs/disks.md, R1 to R7). */
 #include "tests/unit/replica_fixture.h"
 
 TestSuite(replica, .init = setup, .fini = teardown, .timeout = 240);
@@ -244,6 +244,33 @@ Test(replica, R5_the_old_primarys_disk_is_synced_anew)
     sync_up(r);
     cr_assert(equal(model));
     rp_replica_close(r);
+}
+
+/* A file without a mark that holds anything is somebody's; what holds nothing, what is a copy already, and what is given away is taken. */
+Test(replica, R7_a_file_that_holds_something_is_not_overwritten)
+{
+    struct rp_replica *r = NULL;
+    struct rp_error err = {0};
+    struct rp_replica_config cfg = {.ndisks = 1, .disks = {{.path = paths[0]}}, .journal_bytes = RING};
+    int fd = open(paths[0], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    cr_assert(fd >= 0 && ftruncate(fd, DISK_BYTES) == 0);
+    cr_assert_eq(rp_replica_open(&cfg, &r, &err), 0, "all holes: %s", err.text);
+    rp_replica_close(r);
+    cr_assert_eq(pwrite(fd, "somebody's", 10, DISK_BYTES - 10), 10);
+    cr_assert_eq(rp_replica_open(&cfg, &r, &err), -EEXIST);
+    cr_assert(err.exit == RP_EXIT_REFUSED && strstr(err.text, "overwrite") && strstr(err.text, paths[0]), "%s", err.text);
+    char kept[10];
+    cr_assert(pread(fd, kept, 10, DISK_BYTES - 10) == 10 && memcmp(kept, "somebody's", 10) == 0);
+    cr_assert_eq(access(marks[0], F_OK), -1);
+    cfg.disks[0].overwrite = true;
+    cr_assert_eq(rp_replica_open(&cfg, &r, &err), 0, "%s", err.text);
+    rp_replica_close(r);
+    cfg.disks[0].overwrite = false;
+    struct rp_disk_mark m = {.state = RP_DISK_ACTIVE};
+    cr_assert_eq(rp_disk_mark_write(&rp_durable_host, marks[0], &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_replica_open(&cfg, &r, &err), 0, "marked: %s", err.text);
+    rp_replica_close(r);
+    close(fd);
 }
 
 Test(replica, both_sides_must_agree_what_is_private)

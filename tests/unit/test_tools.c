@@ -49,7 +49,8 @@ Test(words, disks)
     cr_assert(disk(&m, "/a,,b,ro,serial=S1,queues=2", &err) == 0, "%s", err.text);
     cr_assert(m.ndisks == 1 && strcmp(m.disks[0].path, "/a,b") == 0 && m.disks[0].readonly && m.disks[0].queues == 2 &&
               strcmp(m.disks[0].serial, "S1") == 0 && m.disks[0].fd == -1);
-    cr_assert(disk(&m, "fd:0", &err) == 0 && m.disks[1].fd == 0 && m.disks[1].path == NULL);
+    cr_assert(!m.disks[0].overwrite);
+    cr_assert(disk(&m, "fd:0,overwrite", &err) == 0 && m.disks[1].fd == 0 && m.disks[1].path == NULL && m.disks[1].overwrite);
     static const char *const bad[] = {"", ",ro", "/a,rw", "/a,serial=", "/a,serial=123456789012345678901", "/a,queues=0", "fd:x", "fd:9999",
                                       "/a,", NULL};
     for (int i = 0; bad[i]; i++) {

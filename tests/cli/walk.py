@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""A user's walk through the command: VMs that run, stand by and wait, and what is seen of them.
+
+walk.py REPRISE [GUESTS] [NAME...]: the command, the folder of the test guests (default: beside it), some of the walks. Needs /dev/kvm;
+each walk has a folder of its own, and the processes that it starts end with it.
+"""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+DONE, FAILED, USAGE, NO_VM, HOST, REFUSED, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+WAIT_S = 30
+
+
+class Wrong(Exception):
+    """What is not as it should be."""
+
+
+def check(true, what):
+    if not true:
+        raise Wrong(what)
+
+
+class Monitor:
+    """A process that runs a VM or stands by, and what it says."""
+
+    def __init__(self, walk, words, env):
+        self.said = walk.folder / f"said-{len(walk.monitors)}"
+        self.at_once = time.monotonic()
+        with open(self.said, "wb") as out:
+            self.process = subprocess.Popen([walk.reprise, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=walk.folder)
+
+    def text(self):
+        return self.said.read_text(errors="replace")
+
+    def end(self, number=signal.SIGKILL):
+        """Its exit code, after a signal (0: none) was sent."""
+        if number and self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise Wrong(f"does not end: {self.text()}") from None
+
+
+class Walk:
+    """A folder, a runtime directory in it, and monitors."""
+
+    def __init__(self, reprise, guests, folder):
+        self.reprise, self.guests, self.folder = reprise, guests, folder
+        self.monitors = []
+        self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("REPRISE_")}, "REPRISE_RUNTIME_DIR": str(folder / "rt")}
+        for name in ("rt", "rt2", "lease"):
+            (folder / name).mkdir()
+
+    def there(self):
+        """The environment of the pair's other side."""
+        return {**self.env, "REPRISE_RUNTIME_DIR": str(self.folder / "rt2")}
+
+    def start(self, *words, env=None):
+        self.monitors.append(Monitor(self, words, env or self.env))
+        return self.monitors[-1]
+
+    def boot(self, name, *words, guest="idle", append=None, env=None, wait=True):
+        vm = self.start("run", "--name", name, "--memory", "16M", "--kernel", str(self.guests / f"{guest}.elf"), "--rng", "off", "--balloon", "off",
+                        *(["--append", append] if append else []), *words, env=env)
+        if wait:
+            self.until(lambda: self.status(name, env).get("status") == "running", f"{name} runs", vm)
+        return vm
+
+    def stand_by(self, name, uri, *words, wait=True):
+        standby = self.start("standby", "--name", name, "--listen", uri, "--lease", f"file:{self.folder}/lease", *words, env=self.there())
+        if wait:
+            self.until(lambda: self.status(name, self.there()).get("standby"), "a standby waits", standby)
+        return standby
+
+    def ask(self, *words, env=None, code=DONE):
+        """What the command says, both streams, when it ends with `code`."""
+        done = subprocess.run([self.reprise, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=60, check=False, env=env or self.env, cwd=self.folder)
+        check(code is None or done.returncode == code, f"{' '.join(words)}: exit code {done.returncode}, not {code}: {done.stdout}")
+        return done.stdout
+
+    def status(self, name, env=None):
+        text = self.ask("status", name, "--json", env=env, code=None)
+        return json.loads(text) if text.startswith("{") else {}
+
+    def until(self, true, what, monitor=None):
+        end = time.monotonic() + WAIT_S
+        while not true():
+            check(time.monotonic() < end, f"not in {WAIT_S} s: {what}{': ' + monitor.text() if monitor else ''}")
+            check(not monitor or monitor.process.poll() is None, f"{what}: it has ended: {monitor.text() if monitor else ''}")
+            time.sleep(0.02)
+
+    def close(self):
+        for monitor in self.monitors:
+            if monitor.process.poll() is None:
+                monitor.process.kill()
+                monitor.process.wait()
+
+
+def must_say(text, *patterns):
+    for pattern in patterns:
+        check(re.search(pattern, text, re.M), f"does not say /{pattern}/: {text}")
+
+
+def must_not_say(text, *patterns):
+    for pattern in patterns:
+        check(not re.search(pattern, text, re.M), f"says /{pattern}/: {text}")
+
+
+def walk_foreign_disk(w):
+    """A standby does not copy over a file that is somebody's"""
+    disk = w.folder / "disk"
+    disk.write_bytes(b"somebody's" * 100)
+    standby = w.stand_by("vm", f"unix:{w.folder}/link", "--disk", str(disk), wait=False)
+    check(standby.end(0) == REFUSED, f"exit code {standby.process.returncode}: {standby.text()}")
+    must_say(standby.text(), f"disk {disk}: holds data, .*--disk F,overwrite")
+    check(disk.read_bytes() == b"somebody's" * 100, "it was changed")
+    w.stand_by("vm", f"unix:{w.folder}/link", "--disk", f"{disk},overwrite")
+
+
+def main():
+    reprise = pathlib.Path(sys.argv[1]).resolve()
+    guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
+    walks = {name: walk for name, walk in globals().items() if name.startswith("walk_")}
+    bad = ran = 0
+    for name, walk in walks.items():
+        title = walk.__doc__.split("\n")[0].rstrip(".")
+        if sys.argv[3:] and name.removeprefix("walk_") not in sys.argv[3:]:
+            continue
+        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            print(f"skip  {title}: there is no usable /dev/kvm")
+            continue
+        ran += 1
+        wrong = None
+        with tempfile.TemporaryDirectory(prefix="reprise-walk-") as folder:
+            w = Walk(reprise, guests, pathlib.Path(folder))
+            try:
+                walk(w)
+            except Wrong as why:
+                wrong = str(why).strip().replace("\n", "\n      ")
+            finally:
+                w.close()
+        bad += wrong is not None
+        print(f"{'FAIL' if wrong else 'ok   '} {title}{': ' + wrong if wrong else ''}", flush=True)
+    print(f"{ran} walks, {bad} wrong")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
