@@ -46,7 +46,7 @@ static int open_backend(const char *where, const char *vm_name, struct rp_lease 
         return rp_lease_etcd_open(where + (strncmp(where + 5, "//", 2) == 0 ? 7 : 5), vm_name, out, err);
     if (strcmp(where, "none") == 0)
         return rp_lease_none_open(out, err);
-    return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "lease \"%s\": write file:DIRECTORY, etcd:HOST:PORT or none", where);
+    return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "no lease's place; write file:DIRECTORY, etcd:HOST:PORT or none");
 }
 
 int rp_lease_open(const struct rp_lease_config *cfg, struct rp_lease **out, struct rp_error *err)

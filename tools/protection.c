@@ -182,13 +182,12 @@ static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct
     enum rp_run_state s = rp_machine_state(vm->machine);
     bool over = vm->protection && rp_protect_over(vm->protection->protect);     /* of an attempt that failed its reason was left */
     if (vm->protection && !over)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is %s", vm->name,
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it is %s",
                              vm->protection->ending ? "being unprotected; wait for the end of that" : "protected already; unprotect it first");
     if (s == RP_VM_SHUTDOWN || s == RP_VM_FAILED)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" has ended", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it has ended");
     if (rp_jobs_running(vm->jobs, NULL))
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\": job %s runs; wait for it or cancel it", vm->name,
-                             rp_jobs_running(vm->jobs, NULL));
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "job %s runs; wait for it or cancel it", rp_jobs_running(vm->jobs, NULL));
     if (over)
         rp_protection_stop(vm, true);
     if (!o->lease && !vm->fence)

@@ -213,11 +213,10 @@ static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error 
     if (strlen(target + 5) >= PATH_MAX)
         return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "checkpoint: the target's path is longer than %d bytes", PATH_MAX - 1);
     if (rp_protection_active(vm))
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: VM \"%s\" is protected, and its epochs go to the standby; unprotect it first",
-                             vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: the VM is protected, and its epochs go to the standby; unprotect it first");
     enum rp_run_state s = rp_machine_state(vm->machine);
     if (s != RP_VM_RUNNING && s != RP_VM_PAUSED)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: VM \"%s\" %s", vm->name,
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: the VM %s",
                              s == RP_VM_CREATED ? "has not been started; there is nothing to keep yet" : "has ended");
     return look_at_target(vm, target + 5, err);
 }

@@ -27,7 +27,8 @@ struct rp_qmp_call {
 };
 struct rp_qmp_command {
     const char *name;
-    /* 0, or -errno with the sentence that becomes the error's "desc" (class GenericError; DeviceNotFound for ENODEV). */
+    /* 0, or -errno with the sentence that becomes the error's "desc" (class GenericError; DeviceNotFound for ENODEV). It does not name
+     * the VM: who asks knows, and the command's side puts the name in front (client.h). */
     int (*run)(struct rp_qmp_call *call, struct rp_error *err);
     const struct rp_qmp_arg *args;  /* ends with name == NULL; NULL: takes none */
     bool early;         /* also while there is a `why_not`: needs no machine */

@@ -45,9 +45,9 @@ static int cmd_unprotect(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     if (!rp_protection_active(vm))
-        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "it is not protected");
     if (rp_jobs_running(vm->jobs, "failover"))
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is being handed over", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it is being handed over");
     rp_protection_end(vm);
     return 0;
 }
@@ -74,7 +74,7 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this is its standby: it takes over by itself when its primary is dead; "
                              "one that is behind does with --force, and loses what came later");
     if (!rp_protection_active(vm) || rp_protection_ending(vm))      /* a job holds on to it */
-        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "VM \"%s\" is not protected: there is no standby to go on with it", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "it is not protected: there is no standby to go on with it");
     struct failover *f = calloc(1, sizeof(*f));
     if (!f)
         return rp_error_set(err, ENOMEM, "out of memory");

@@ -16,11 +16,11 @@ static int cmd_cont(struct rp_qmp_call *call, struct rp_error *err)
     int rc = rp_machine_resume(vm->machine, RP_PAUSE_USER, err);
     unsigned still = rc == 0 ? rp_machine_paused(vm->machine) : 0;
     if (still & RP_PAUSE_LEASE)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because its lease was lost; it goes on by itself when "
-                             "nobody has run it since", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it stands still because its lease was lost; it goes on by itself when nobody "
+                             "has run it since");
     if (still & RP_PAUSE_STANDBY)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" stands still because it has no standby (--on-loss pause); it goes on "
-                             "when it is protected again, or unprotect it first", vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it stands still because it has no standby (--on-loss pause); it goes on when "
+                             "it is protected again, or unprotect it first");
     return rc;
 }
 
@@ -28,8 +28,7 @@ static int cmd_powerdown(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     if (rp_machine_state(vm->machine) == RP_VM_PAUSED)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "VM \"%s\" is paused and cannot notice its power button; resume it first, or quit",
-                             vm->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it is paused and cannot notice its power button; resume it first, or quit");
     rp_machine_powerdown(vm->machine);
     return 0;
 }

@@ -284,9 +284,9 @@ static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, stru
     struct rp_link_recv_config cfg = {.admit = on_admit, .alone = on_alone, .applied = on_applied, .disks = on_disks, .sums = on_sums, .stale = on_stale, .ctx = s};
     struct rp_uri uri;
     struct rp_listener *l;
-    int rc = rp_uri_parse(p->listen, &uri, err);
-    if (rc == 0 && p->key_path)
-        rc = rp_secret_load(p->key_path, &cfg.key, err);
+    if (rp_uri_parse(p->listen, &uri, err) < 0)
+        return rp_error_wrap(err, "--listen");
+    int rc = p->key_path ? rp_secret_load(p->key_path, &cfg.key, err) : 0;
     if (rc == 0)
         rc = open_replica(s, err);
     if (rc == 0)
@@ -294,7 +294,7 @@ static int listen_at(struct rp_standby *s, const struct rp_pair_options *p, stru
     if (rc == 0)
         rc = rp_listen(&uri, &l, err);
     if (rc < 0)
-        return rp_error_wrap(err, "--listen %s", p->listen);
+        return rc;
     snprintf(cfg.vm_name, sizeof(cfg.vm_name), "%s", s->vm->name);
     cfg.image = rp_entry_image(s->entry);
     rc = rp_link_recv_create(l, &cfg, &s->recv, err);

@@ -114,6 +114,12 @@ def cases(folder, guests, golden):
     yield Case("a standby's place that is none", USAGE, '--protect: "tcp://b": there is no port', *boot, "--protect", "tcp://b", "--lease", "none")
     yield Case("a standby's standby at no place", USAGE, '--protect: "b": unknown kind of address', "standby", "--name", "x", "--listen",
                "unix:/nowhere/s", "--lease", "none", "--protect", "b")
+    yield Case("a standby at no place", USAGE, '^reprise standby: --listen: "b": unknown kind of address', "standby", "--name", "x", "--listen", "b",
+               "--lease", "none")
+    yield Case("a standby where nobody can listen", FAILED, "^reprise standby: cannot listen on unix:/nowhere/s: No such file", "standby", "--name", "x",
+               "--listen", "unix:/nowhere/s", "--lease", "none")
+    yield Case("a lease at no place", USAGE, "^reprise standby: --lease b: no lease's place; write file:DIRECTORY", "standby", "--name", "x", "--listen",
+               "unix:/nowhere/s", "--lease", "b")
     yield Case("too many vCPUs", USAGE, "between 1 and 32", *boot, "--cpus", "33")
     yield Case("two on stdio", USAGE, "stdio", *boot, "--serial", "stdio", "--console", "stdio")
     yield Case("a descriptor that is not open", USAGE, "not open", *boot, "--net", "fd:77")

@@ -128,6 +128,18 @@ def walk_foreign_disk(w):
     w.stand_by("vm", f"unix:{w.folder}/link", "--disk", f"{disk},overwrite")
 
 
+def walk_one_place(w):
+    """A refusal names the VM once"""
+    w.boot("vm")
+    w.boot("early", "--paused", wait=False)
+    w.until(lambda: w.status("early").get("status") == "prelaunch", "a VM that was not started")
+    for words in (("unprotect", "vm"), ("failover", "vm"), ("protect", "vm", "unix:/nowhere/s"), ("checkpoint", "early", f"file:{w.folder}/image")):
+        said = w.ask(*words, code=None)
+        check(re.match(rf'reprise {words[0]}: VM "{words[1]}": ', said) and said.count("VM \"") == 1, said)
+    w.ask("pause", "vm")
+    must_say(w.ask("powerdown", "vm", code=REFUSED), '^reprise powerdown: VM "vm": it is paused and cannot notice')
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
