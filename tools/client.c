@@ -143,7 +143,9 @@ int rp_client_open(const char *name, struct rp_client **out, struct rp_error *er
     }
     json_t *greeting = NULL;
     rc = next_message(c, &greeting, err);
-    if (rc > 0 && !json_object_get(greeting, "QMP"))
+    if (rc > 0 && json_object_get(greeting, "error"))
+        rc = remote_error(c, json_object_get(greeting, "error"), err);
+    else if (rc > 0 && !json_object_get(greeting, "QMP"))
         rc = rp_error_exit(err, RP_EXIT_DAMAGED, EPROTO, "\"%s\": what answers there does not speak QMP", name);
     json_decref(greeting);
     if (rc >= 0)

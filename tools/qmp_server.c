@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -22,6 +23,7 @@
 
 struct client {                 /* qmp thread */
     struct rp_qmp_client c;
+    unsigned listener;
     uint64_t id;                /* never used again, so that an answer finds its client or nobody */
     uint32_t watched;           /* epoll events asked for */
     struct client *next;
@@ -92,32 +94,6 @@ static void request_queue(struct rp_qmp *q, struct client *c)
     wake(q->request_fd);
 }
 
-static void client_accept(struct rp_qmp *q, int listener)
-{
-    int fd = rp_accept(listener);
-    if (fd < 0)
-        return;
-    struct client *c = q->nclients < RP_QMP_CLIENTS_MAX ? calloc(1, sizeof(*c)) : NULL;
-    if (!c) {
-        rp_log(RP_LOG_WARN, "qmp: a client was turned away: %u are connected", q->nclients);
-        close(fd);
-        return;
-    }
-    c->c.fd = fd;
-    c->id = ++q->next_id;
-    c->watched = EPOLLIN;
-    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = c->id};
-    if (epoll_ctl(q->epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0) {
-        close(fd);
-        free(c);
-        return;
-    }
-    c->next = q->clients;
-    q->clients = c;
-    q->nclients++;
-    rp_qmp_client_greet(&c->c);
-}
-
 static void client_free(struct client *c)
 {
     rp_qmp_client_fini(&c->c);
@@ -149,6 +125,56 @@ static void clients_settle(struct rp_qmp *q)
             c->watched = want;
         p = &c->next;
     }
+}
+
+static bool room(const struct rp_qmp *q, unsigned listener)
+{
+    unsigned further = 0;
+    for (const struct client *c = q->clients; c; c = c->next)
+        further += c->listener != 0;
+    return q->nclients < RP_QMP_CLIENTS_MAX && (listener == 0 || further < RP_QMP_CLIENTS_FURTHER_MAX);
+}
+
+/* Says why, and hangs up. */
+static void turn_away(struct rp_qmp *q, int fd)
+{
+    struct rp_error why = {0};
+    rp_error_exit(&why, RP_EXIT_REFUSED, EMFILE, "%u QMP clients are connected to this VM, and there is no place for one more: close one that is idle",
+                  q->nclients);
+    char *text = rp_qmp_error_text("GenericError", &why, NULL);
+    rp_log(RP_LOG_WARN, "qmp: a client was turned away: %u are connected", q->nclients);
+    if (text && (send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) < 0 || send(fd, "\r\n", 2, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)) {
+        /* it has gone already */
+    }
+    free(text);
+    close(fd);
+}
+
+static void client_accept(struct rp_qmp *q, unsigned listener)
+{
+    int fd = rp_accept(q->listeners[listener]);
+    if (fd < 0)
+        return;
+    clients_settle(q);      /* who has hung up leaves its place */
+    struct client *c = room(q, listener) ? calloc(1, sizeof(*c)) : NULL;
+    if (!c) {
+        turn_away(q, fd);
+        return;
+    }
+    c->c.fd = fd;
+    c->listener = listener;
+    c->id = ++q->next_id;
+    c->watched = EPOLLIN;
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = c->id};
+    if (epoll_ctl(q->epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0) {
+        close(fd);
+        free(c);
+        return;
+    }
+    c->next = q->clients;
+    q->clients = c;
+    q->nclients++;
+    rp_qmp_client_greet(&c->c);
 }
 
 /* --- events and answers --- */
@@ -234,7 +260,7 @@ static void on_epoll(struct rp_qmp *q, const struct epoll_event *ev)
         return;
     }
     if (ev->data.u64 & DATA_LISTENER) {
-        client_accept(q, q->listeners[ev->data.u64 & ~DATA_LISTENER]);
+        client_accept(q, (unsigned)(ev->data.u64 & ~DATA_LISTENER));
         return;
     }
     struct client *c = client_find(q, ev->data.u64);

@@ -16,6 +16,7 @@
 #include "tools/qmp_command.h"
 
 #define RP_QMP_CLIENTS_MAX 32u
+#define RP_QMP_CLIENTS_FURTHER_MAX 24u  /* of them, through sockets other than the first: the command always finds a place at its own */
 
 struct rp_qmp;
 int rp_qmp_create(struct rp_events *events, struct rp_qmp **out, struct rp_error *err) RP_MUST_CHECK;
@@ -24,7 +25,8 @@ int rp_qmp_add(struct rp_qmp *q, struct rp_qmp_table table, void *ctx, struct rp
 /* What there is to act on is there: from here on every command runs; the others were refused with `why_not` until now. */
 void rp_qmp_not_ready(struct rp_qmp *q, const char *why_not);    /* before start; borrowed */
 void rp_qmp_ready(struct rp_qmp *q);                             /* control thread */
-/* Before start. Owns the listening socket from here on. At most two. */
+/* Before start. Owns the listening socket from here on. At most two; the first is the one that the command comes to. A client too many is told
+ * so, as an error, in place of the greeting. */
 int rp_qmp_listen(struct rp_qmp *q, int fd, struct rp_error *err) RP_MUST_CHECK;
 int rp_qmp_start(struct rp_qmp *q, struct rp_error *err) RP_MUST_CHECK;
 /* Gives what is still to be said to clients a short while to leave, then closes all. */

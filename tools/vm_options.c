@@ -334,7 +334,7 @@ const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS] = {
      .help = "A virtio socket device. The host connects to the unix socket PATH and says \"CONNECT port\"; the guest's connections to "
              "CID 2, port N, go to PATH_N. cid is the guest's, 3 unless given."},
     {.name = "qmp", .arg = "PATH", .kind = RP_OPT_STRING, AT(qmp_path),
-     .help = "A further QMP socket beside the one in the runtime directory."},
+     .help = "A further QMP socket beside the one in the runtime directory; 24 clients may be connected to it at once."},
     {.name = "paused", .kind = RP_OPT_FLAG, AT(paused), .help = "Do not run the vCPUs until `reprise resume`."},
     {.name = "populate", .kind = RP_OPT_FLAG, AT(machine.ram.populate), .help = "Fault all guest memory in before the start."},
     {.name = "overcommit", .kind = RP_OPT_FLAG, AT(machine.ram.overcommit),

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,25 @@ def walk_one_place(w):
         check(re.match(rf'reprise {words[0]}: VM "{words[1]}": ', said) and said.count("VM \"") == 1, said)
     w.ask("pause", "vm")
     must_say(w.ask("powerdown", "vm", code=REFUSED), '^reprise powerdown: VM "vm": it is paused and cannot notice')
+
+
+def walk_many_clients(w):
+    """Idle clients of --qmp leave the command its place"""
+    w.boot("vm", "--qmp", str(w.folder / "qmp"))
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    said = []
+    for client in idle:
+        client.settimeout(WAIT_S)
+        client.connect(str(w.folder / "qmp"))
+        said.append(client.recv(4096))
+    check(sum(b'"QMP"' in text for text in said) == 24 and b"QMP clients are connected" in said[-1], f"{said[-1]}")
+    must_say(w.ask("status", "vm"), "^vm: running")
+    must_say(w.ask("status"), "^vm +running")
+    said = w.ask("status", str(w.folder / "qmp"), code=REFUSED)
+    must_say(said, "no place for one more")
+    for client in idle:
+        client.close()
+    must_say(w.ask("status", str(w.folder / "qmp")), "^vm: running")
 
 
 def main():

@@ -54,11 +54,16 @@ TestSuite(qmp, .init = setup, .fini = teardown, .timeout = 180);
 
 struct guest { int fd; struct rp_qmp_input in; };    /* a client's end */
 
-static struct guest come(void)
+static struct guest come_to(const struct sockaddr_un *at)
 {
     struct guest g = {.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    cr_assert_eq(connect(g.fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    cr_assert_eq(connect(g.fd, (const struct sockaddr *)at, sizeof(*at)), 0);
     return g;
+}
+
+static struct guest come(void)
+{
+    return come_to(&address);
 }
 
 static void go(struct guest *g)
@@ -236,4 +241,43 @@ Test(qmp, clients_that_hang_up_leave_their_places)
     struct guest last = negotiate();
     expect(&last, "{\"execute\": \"echo\"}", "{'return': {}}");
     go(&last);
+}
+
+/* Greeted, or told why not. */
+static bool welcome(struct guest *g)
+{
+    json_t *m = hear(g);
+    bool greeted = json_object_get(m, "QMP") != NULL;
+    const char *why = json_string_value(json_object_get(json_object_get(m, "error"), "desc"));
+    cr_assert(greeted || (why && strstr(why, "QMP clients are connected")), "%s", why ? why : "neither greeted nor refused");
+    json_decref(m);
+    if (!greeted)
+        cr_assert_null(hear(g), "it was told that there is no place, and is served");
+    return greeted;
+}
+
+/* Idle clients of the further socket do not lock the command out, and who is one too many is told so. */
+Test(qmp, idle_clients_leave_the_command_its_place)
+{
+    struct guest idle[RP_QMP_CLIENTS_MAX], late;
+    unsigned n = 0;
+    for (; n < RP_QMP_CLIENTS_FURTHER_MAX; n++) {
+        idle[n] = come_to(&further);
+        cr_assert(welcome(&idle[n]), "client %u", n);
+    }
+    late = come_to(&further);
+    cr_assert_not(welcome(&late), "no place is kept for the first socket");
+    go(&late);
+    for (; n < RP_QMP_CLIENTS_MAX; n++) {
+        idle[n] = come();
+        cr_assert(welcome(&idle[n]), "client %u", n);
+    }
+    late = come();
+    cr_assert_not(welcome(&late));
+    go(&late);
+    while (n)
+        go(&idle[--n]);
+    struct guest g = negotiate();
+    expect(&g, "{\"execute\": \"echo\"}", "{'return': {}}");
+    go(&g);
 }
