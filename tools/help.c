@@ -16,7 +16,7 @@ static void list(FILE *out)
     for (const struct rp_verb *const *v = rp_verbs; *v; v++)
         fprintf(out, "  %-12s %s\n", (*v)->name, (*v)->summary);
     fputs("\n`reprise VERB --help` says more about one. A running VM is found by its name, through its control socket\n"
-          "in $REPRISE_RUNTIME_DIR (default $XDG_RUNTIME_DIR/reprise, or /run/reprise).\n", out);
+          "in $REPRISE_RUNTIME_DIR (default $XDG_RUNTIME_DIR/reprise, or /run/reprise; without it both are looked in).\n", out);
 }
 
 static void list_man(FILE *out)
@@ -27,6 +27,7 @@ static void list_man(FILE *out)
         fprintf(out, ".TP\n.BR reprise\\-%s (1)\n%s\n", (*v)->name, (*v)->summary);
     fputs(".SH ENVIRONMENT\n.TP\n.B REPRISE_RUNTIME_DIR\nWhere the control sockets of running VMs are\n"
           "(default $XDG_RUNTIME_DIR/reprise, or /run/reprise).\n"
+          "Without it a VM that was made under the other default is found, too: that of a systemd unit from a login, and the other way round.\n"
           ".TP\n.B REPRISE_LOG\nerror, warn (the default), info or debug: how much is said on standard error.\n"
           ".SH EXIT STATUS\n"
           ".TP\n.B 0\nDone.\n.TP\n.B 1\nFailed.\n.TP\n.B 2\nWrong use.\n.TP\n.B 3\nNo such VM.\n"

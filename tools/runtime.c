@@ -31,15 +31,27 @@ int rp_runtime_name_check(const char *name, struct rp_error *err)
                          name, NAME_MAX_CHARS);
 }
 
-static void runtime_dir(char *out, size_t size)
+struct dirs { unsigned n; char path[2][4096]; };
+
+/* The first one is where sockets are made; VMs are looked for in all. */
+static void runtime_dirs(struct dirs *d)
 {
     const char *own = getenv("REPRISE_RUNTIME_DIR"), *xdg = getenv("XDG_RUNTIME_DIR");
-    if (own && *own)
-        snprintf(out, size, "%s", own);
-    else if (xdg && *xdg)
-        snprintf(out, size, "%s/reprise", xdg);
+    bool given = own && *own, login = !given && xdg && *xdg;
+    snprintf(d->path[0], sizeof(d->path[0]), "%s%s", given ? own : login ? xdg : "/run", given ? "" : "/reprise");
+    if (login)
+        snprintf(d->path[1], sizeof(d->path[1]), "/run/reprise");
     else
-        snprintf(out, size, "/run/reprise");
+        snprintf(d->path[1], sizeof(d->path[1]), "/run/user/%u/reprise", (unsigned)getuid());
+    d->n = given || strcmp(d->path[0], d->path[1]) == 0 ? 1 : 2;
+}
+
+static int socket_path(const char *dir, const char *name, char path[RP_RUNTIME_PATH_MAX], struct rp_error *err)
+{
+    if (snprintf(path, RP_RUNTIME_PATH_MAX, "%s/%s" SUFFIX, dir, name) >= RP_RUNTIME_PATH_MAX)
+        return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "%s/%s" SUFFIX ": longer than the %d bytes a socket's path may have", dir,
+                             name, RP_RUNTIME_PATH_MAX - 1);
+    return 0;
 }
 
 int rp_runtime_socket(const char *name, bool create, char path[RP_RUNTIME_PATH_MAX], struct rp_error *err)
@@ -47,17 +59,15 @@ int rp_runtime_socket(const char *name, bool create, char path[RP_RUNTIME_PATH_M
     int rc = rp_runtime_name_check(name, err);
     if (rc < 0)
         return rc;
-    char dir[4096];
-    runtime_dir(dir, sizeof(dir));
+    struct dirs d;
+    runtime_dirs(&d);
+    const char *dir = d.path[0];
     if (create && mkdir(dir, 0700) < 0 && errno != EEXIST) {
         rc = errno;
         return rp_error_exit(err, RP_EXIT_HOST, rc, "runtime directory %s: %s; set REPRISE_RUNTIME_DIR to one that you can write to", dir,
                              strerror(rc));
     }
-    if (snprintf(path, RP_RUNTIME_PATH_MAX, "%s/%s" SUFFIX, dir, name) >= RP_RUNTIME_PATH_MAX)
-        return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "%s/%s" SUFFIX ": longer than the %d bytes a socket's path may have", dir,
-                             name, RP_RUNTIME_PATH_MAX - 1);
-    return 0;
+    return socket_path(dir, name, path, err);
 }
 
 static int address(const char *path, struct sockaddr_un *sa, struct rp_error *err)
@@ -135,72 +145,109 @@ int rp_runtime_listen(const char *path, const char *what, int *fd, struct rp_err
     return rc;
 }
 
+static int connect_path(const char *path, int *fd, struct rp_error *err)
+{
+    struct sockaddr_un sa;
+    int rc = address(path, &sa, err);
+    if (rc < 0 || (rc = try_connect(&sa, fd)) == 0)
+        return rc;
+    enum rp_exit exit = rc == -ENOENT || rc == -ECONNREFUSED ? RP_EXIT_NO_VM : rc == -EACCES ? RP_EXIT_HOST : RP_EXIT_FAILED;
+    return exit == RP_EXIT_NO_VM ? rp_error_exit(err, exit, -rc, "no VM answers on %s; `reprise status` lists those that run", path)
+                                 : rp_error_exit(err, exit, -rc, "%s: %s", path, strerror(-rc));
+}
+
 int rp_runtime_connect(const char *name, int *fd, struct rp_error *err)
 {
+    struct dirs d;
     char path[RP_RUNTIME_PATH_MAX];
-    int rc = 0;
-    struct sockaddr_un sa;
-    if (strchr(name, '/')) {
-        rc = address(name, &sa, err);
-    } else {
-        rc = rp_runtime_socket(name, false, path, err);
-        if (rc == 0)
-            rc = address(path, &sa, err);
-    }
+    bool denied = false;
+    if (strchr(name, '/'))
+        return connect_path(name, fd, err);
+    int rc = rp_runtime_name_check(name, err);
     if (rc < 0)
         return rc;
-    rc = try_connect(&sa, fd);
-    if (rc == -ENOENT || rc == -ECONNREFUSED)
-        return rp_error_exit(err, RP_EXIT_NO_VM, -rc, "no VM \"%s\" is running (nobody answers on %s); `reprise status` lists those that are",
-                             name, sa.sun_path);
-    if (rc < 0)
-        return rp_error_exit(err, rc == -EACCES ? RP_EXIT_HOST : RP_EXIT_FAILED, -rc, "VM \"%s\": %s: %s", name, sa.sun_path, strerror(-rc));
-    return 0;
+    runtime_dirs(&d);
+    for (unsigned i = 0; i < d.n; i++) {
+        struct rp_error why = {0};
+        rc = socket_path(d.path[i], name, path, &why);
+        if (rc == 0 && (rc = connect_path(path, fd, &why)) == 0)
+            return 0;
+        if (i == 0 && why.exit != RP_EXIT_NO_VM && (d.n == 1 || why.exit != RP_EXIT_HOST)) {
+            if (err)
+                *err = why;
+            return rc;
+        }
+        denied |= why.exit == RP_EXIT_HOST;
+    }
+    return rp_error_exit(err, RP_EXIT_NO_VM, ENOENT, "no VM \"%s\" is running (looked in %s%s%s%s); `reprise status` lists those that are", name,
+                         d.path[0], d.n > 1 ? " and " : "", d.n > 1 ? d.path[1] : "", denied ? ", not all of which may be looked at" : "");
+}
+
+const char *rp_runtime_name(const char *path, size_t *len)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    *len = strlen(name) - strlen(SUFFIX);
+    return name;
 }
 
 static int by_name(const void *a, const void *b)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+    const char *one = *(char *const *)a, *other = *(char *const *)b;
+    int order = strcmp(strrchr(one, '/'), strrchr(other, '/'));
+    return order ? order : strcmp(one, other);
 }
 
-int rp_runtime_list(char ***names, unsigned *n, struct rp_error *err)
+/* Appends the sockets of one directory. */
+static int list_dir(const char *dir, char ***paths, unsigned *n, struct rp_error *err)
 {
-    char dir[4096];
-    runtime_dir(dir, sizeof(dir));
-    *names = NULL;
-    *n = 0;
     DIR *d = opendir(dir);
-    if (!d)
-        return errno == ENOENT ? 0 : rp_error_exit(err, RP_EXIT_HOST, errno, "runtime directory %s: %s", dir, strerror(errno));
     struct dirent *e;
     int rc = 0;
-    while ((e = readdir(d))) {
+    if (!d)
+        return errno == ENOENT ? 0 : rp_error_exit(err, RP_EXIT_HOST, errno, "runtime directory %s: %s", dir, strerror(errno));
+    while (rc == 0 && (e = readdir(d))) {
         size_t len = strlen(e->d_name);
         if (len <= strlen(SUFFIX) || strcmp(e->d_name + len - strlen(SUFFIX), SUFFIX) != 0)
             continue;
-        char **more = reallocarray(*names, *n + 1, sizeof(char *));
-        char *name = more ? strndup(e->d_name, len - strlen(SUFFIX)) : NULL;
+        char *path = NULL, **more = reallocarray(*paths, *n + 1, sizeof(char *));
         if (more)
-            *names = more;
-        if (!name) {
+            *paths = more;
+        if (!more || asprintf(&path, "%s/%s", dir, e->d_name) < 0)
             rc = rp_error_set(err, ENOMEM, "out of memory");
-            break;
-        }
-        (*names)[(*n)++] = name;
+        else
+            (*paths)[(*n)++] = path;
     }
     closedir(d);
+    return rc;
+}
+
+int rp_runtime_list(char ***paths, unsigned *n, struct rp_error *err)
+{
+    struct dirs d;
+    int rc = 0;
+    runtime_dirs(&d);
+    *paths = NULL;
+    *n = 0;
+    for (unsigned i = 0; i < d.n && rc == 0; i++) {
+        struct rp_error why = {0};
+        rc = list_dir(d.path[i], paths, n, &why);
+        if (rc == -EACCES && d.n > 1)
+            rc = 0;             /* the other one is ours, this one somebody else's */
+        else if (rc < 0 && err)
+            *err = why;
+    }
     if (rc < 0) {
-        rp_runtime_list_free(*names, *n);
+        rp_runtime_list_free(*paths, *n);
         return rc;
     }
     if (*n)
-        qsort(*names, *n, sizeof(char *), by_name);
+        qsort(*paths, *n, sizeof(char *), by_name);
     return 0;
 }
 
-void rp_runtime_list_free(char **names, unsigned n)
+void rp_runtime_list_free(char **paths, unsigned n)
 {
     for (unsigned i = 0; i < n; i++)
-        free(names[i]);
-    free(names);
+        free(paths[i]);
+    free(paths);
 }

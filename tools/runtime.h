@@ -2,6 +2,9 @@
  * runtime.h - the directory where running VMs are found: $REPRISE_RUNTIME_DIR, else $XDG_RUNTIME_DIR/reprise, else
  * /run/reprise; NAME.sock in it is the VM's QMP socket. A socket that nobody answers on is what a killed VM left
  * behind, and is replaced.
+ *
+ * A login has an XDG_RUNTIME_DIR, a systemd unit of the same user has none. So without a REPRISE_RUNTIME_DIR a VM is looked
+ * for in both: in the directory above first, then in /run/reprise, or /run/user/UID/reprise when that was /run/reprise.
  */
 #ifndef RP_TOOLS_RUNTIME_H
 #define RP_TOOLS_RUNTIME_H
@@ -19,10 +22,12 @@ int rp_runtime_socket(const char *name, bool create, char path[RP_RUNTIME_PATH_M
 /* A listening unix socket at `path`, mode 0600. `what`: for the sentence ("VM \"db\""). -EADDRINUSE, RP_EXIT_REFUSED:
  * somebody answers there. Two processes that ask at once do not both get it. */
 int rp_runtime_listen(const char *path, const char *what, int *fd, struct rp_error *err) RP_MUST_CHECK;
-/* Connects to the VM `name` (or to a socket's path, when it has a '/'). RP_EXIT_NO_VM when there is none. */
+/* Connects to the VM `name` (or to a socket's path, when it has a '/'). RP_EXIT_NO_VM when there is none; says where it was looked for. */
 int rp_runtime_connect(const char *name, int *fd, struct rp_error *err) RP_MUST_CHECK;
-/* Names that have a socket, alive or not, sorted; free with rp_runtime_list_free. No directory: none. */
-int rp_runtime_list(char ***names, unsigned *n, struct rp_error *err) RP_MUST_CHECK;
-void rp_runtime_list_free(char **names, unsigned n);
+/* The sockets' paths, alive or not, sorted by their VMs' names; free with rp_runtime_list_free. No directory: none. */
+int rp_runtime_list(char ***paths, unsigned *n, struct rp_error *err) RP_MUST_CHECK;
+void rp_runtime_list_free(char **paths, unsigned n);
+/* The name in a listed path, and its length. */
+const char *rp_runtime_name(const char *path, size_t *len);
 
 #endif

@@ -100,23 +100,25 @@ static int print_json(json_t *j, struct rp_error *err)
 
 static int status_all(bool json, struct rp_error *err)
 {
-    char **names = NULL;
+    char **paths = NULL;
     unsigned n = 0;
-    int rc = rp_runtime_list(&names, &n, err);
+    int rc = rp_runtime_list(&paths, &n, err);
     if (rc < 0)
         return rc;
     json_t *list = json_array();
     for (unsigned i = 0; i < n; i++) {
         json_t *vm = NULL;
         struct rp_error why = {0};
-        rc = collect(names[i], &vm, &why);
+        size_t len = 0;
+        const char *name = rp_runtime_name(paths[i], &len);
+        rc = collect(paths[i], &vm, &why);
         if (rc < 0 && why.exit == RP_EXIT_NO_VM)
             continue;   /* a socket left by a VM that was killed */
         if (rc < 0)
-            vm = json_pack("{s:s, s:s, s:s}", "name", names[i], "status", "unknown", "failure", why.text);
+            vm = json_pack("{s:s%, s:s, s:s}", "name", name, len, "status", "unknown", "failure", why.text);
         json_array_append_new(list, vm);
     }
-    rp_runtime_list_free(names, n);
+    rp_runtime_list_free(paths, n);
     if (json) {
         rc = print_json(list, err);
     } else {

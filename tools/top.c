@@ -28,15 +28,14 @@ static const struct rp_opt top_options[] = {
     {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Look once and print JSON for programs."},
 };
 
-static json_t *look_at(const char *name)
+static json_t *look_at(const char *name, struct rp_error *err)
 {
     struct rp_client *c = NULL;
     json_t *vm = NULL, *protect = NULL;
-    struct rp_error err = {0};
-    if (rp_client_open(name, &c, &err) < 0)
+    if (rp_client_open(name, &c, err) < 0)
         return NULL;            /* a socket left by a VM that was killed, or it ends just now */
-    int rc = rp_client_call(c, "query-vm", NULL, &vm, &err);
-    if (rc == 0 && !json_object_get(vm, "standby") && rp_client_call(c, "query-protect", NULL, &protect, &err) == 0)
+    int rc = rp_client_call(c, "query-vm", NULL, &vm, err);
+    if (rc == 0 && !json_object_get(vm, "standby") && rp_client_call(c, "query-protect", NULL, &protect, err) == 0)
         json_object_set_new(vm, "protect", protect);
     rp_client_close(c);
     return vm;
@@ -44,20 +43,21 @@ static json_t *look_at(const char *name)
 
 static int look(const char *only, json_t **out, struct rp_error *err)
 {
-    char **names = NULL;
+    char **paths = NULL;
     unsigned n = 0;
-    int rc = only ? 0 : rp_runtime_list(&names, &n, err);
+    int rc = only ? 0 : rp_runtime_list(&paths, &n, err);
     if (rc < 0)
         return rc;
     *out = json_array();
     for (unsigned i = 0; i < (only ? 1 : n); i++) {
-        json_t *vm = look_at(only ? only : names[i]);
+        json_t *vm = look_at(only ? only : paths[i], err);
         if (vm)
             json_array_append_new(*out, vm);
     }
-    rp_runtime_list_free(names, n);
+    rp_runtime_list_free(paths, n);
     if (only && !json_array_size(*out))
-        return rp_error_exit(err, RP_EXIT_NO_VM, ENOENT, "VM \"%s\": nobody answers; `reprise status` lists those that do", only);
+        return err->code;
+    rp_error_clear(err);
     return 0;
 }
 

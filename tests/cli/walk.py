@@ -28,6 +28,10 @@ def check(true, what):
         raise Wrong(what)
 
 
+class Skip(Exception):
+    """What is missing here."""
+
+
 class Monitor:
     """A process that runs a VM or stands by, and what it says."""
 
@@ -160,6 +164,35 @@ def walk_many_clients(w):
     must_say(w.ask("status", str(w.folder / "qmp")), "^vm: running")
 
 
+TWO_DIRECTORIES = """
+mount -t tmpfs none /run && mkdir -p /run/login || exit 77
+run() { reprise run --memory 16M --kernel "$GUESTS/idle.elf" "$@" & }
+up() { for i in $(seq 300); do reprise status $1 > /dev/null 2>&1 && return; sleep 0.05; done; echo "$1 is not found"; }
+unset XDG_RUNTIME_DIR
+run --name unit; run --name both; up unit; up both
+reprise status nobody
+export XDG_RUNTIME_DIR=/run/login
+run --name login; run --name both; up login
+for i in $(seq 300); do [ -e /run/login/reprise/both.sock ] && break; sleep 0.05; done
+reprise status; reprise status unit; reprise status nobody; echo "exit code $?"
+REPRISE_RUNTIME_DIR=/run/login/reprise reprise status unit; echo "exit code $?"
+reprise quit unit; reprise quit both; reprise quit login; reprise quit both; reprise top --rounds 1
+"""
+
+
+def walk_two_directories(w):
+    """A unit's VM is found from a login, and the places looked in are said"""
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", TWO_DIRECTORIES], text=True, check=False,
+                          env={**w.env, "REPRISE_RUNTIME_DIR": "", "PATH": f"{w.reprise.parent}:{os.environ['PATH']}", "GUESTS": str(w.guests)},
+                          cwd=w.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    if done.returncode == 77:
+        raise Skip("no /run of its own can be made here")
+    must_say(done.stdout, r'no VM "nobody" is running \(looked in /run/reprise and /run/user/0/reprise\)', r"^both +running(.*\n)both +running(.*\n)"
+             r"login +running(.*\n)unit +running", "^unit: running", r'no VM "nobody" is running \(looked in /run/login/reprise and /run/reprise\);.*\nexit '
+             r"code 3", r'no VM "unit" is running \(looked in /run/login/reprise\);.*\nexit code 3', r"  0 VMs$")
+    must_not_say(done.stdout, "is not found")
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
@@ -180,6 +213,11 @@ def main():
                 walk(w)
             except Wrong as why:
                 wrong = str(why).strip().replace("\n", "\n      ")
+            except Skip as why:
+                print(f"skip  {title}: {why}")
+                continue
+            except (KeyError, ValueError, OSError, subprocess.TimeoutExpired) as why:     # an answer that is not as expected at all
+                wrong = f"{type(why).__name__}: {why}"
             finally:
                 w.close()
         bad += wrong is not None
