@@ -106,7 +106,7 @@ static int not_in_time(struct rp_lease *l, int timeout_ms, struct rp_error *err)
                          h.owner, (unsigned long long)h.term, timeout_ms);
 }
 
-int rp_lease_acquire(struct rp_lease *l, int timeout_ms, const _Atomic bool *cancel, struct rp_lease_grant *out, struct rp_error *err)
+int rp_lease_acquire(struct rp_lease *l, int timeout_ms, bool (*give_up)(void *ctx), void *ctx, struct rp_lease_grant *out, struct rp_error *err)
 {
     uint64_t until = rp_clock_ns() + (uint64_t)timeout_ms * 1000000u;
     for (;;) {
@@ -115,8 +115,8 @@ int rp_lease_acquire(struct rp_lease *l, int timeout_ms, const _Atomic bool *can
         int rc = rp_lease_try(l, out, &again, &why);
         if (rc == 0)
             return 0;
-        if (cancel && atomic_load(cancel))
-            return rp_error_set(err, ECANCELED, "acquiring the lease was cancelled");
+        if (give_up && give_up(ctx))
+            return rp_error_exit(err, RP_EXIT_INTERRUPTED, ECANCELED, "the lease is not waited for any more");
         if ((now = rp_clock_ns()) >= until) {
             if (rc == -EBUSY)
                 return not_in_time(l, timeout_ms, err);

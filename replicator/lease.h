@@ -77,8 +77,8 @@ void rp_lease_destroy(struct rp_lease *l);      /* does not release: what is hel
  * time a silent holder has been watched counts from the first try or query on this object: a standby that polls all
  * along loses nothing when the primary dies. Other errors: the backend cannot be reached or is damaged. */
 int rp_lease_try(struct rp_lease *l, struct rp_lease_grant *out, uint64_t *again_ns, struct rp_error *err) RP_MUST_CHECK;
-/* Tries until held, timeout_ms is over (-ETIMEDOUT, says who holds it), or *cancel (may be NULL) is set (-ECANCELED). */
-int rp_lease_acquire(struct rp_lease *l, int timeout_ms, const _Atomic bool *cancel, struct rp_lease_grant *out,
+/* Tries until held, timeout_ms is over (-ETIMEDOUT, says who holds it), or give_up (may be NULL; asked after each try) says so (-ECANCELED). */
+int rp_lease_acquire(struct rp_lease *l, int timeout_ms, bool (*give_up)(void *ctx), void *ctx, struct rp_lease_grant *out,
                      struct rp_error *err) RP_MUST_CHECK;
 /* -ESTALE: the deadline has passed or another term exists: the lease is lost for good. Other errors: may be tried again. */
 int rp_lease_renew(struct rp_lease *l, uint64_t *deadline_ns, struct rp_error *err) RP_MUST_CHECK;

@@ -179,10 +179,10 @@ static void *protect_main(void *arg)
     struct rp_protect *p = arg;
     const struct rp_protect_owner *o = &p->cfg.owner;
     struct rp_error err = {0};
-    if (o->acquire && o->acquire(o->ctx, &err) < 0)
-        standby_lost(p, &err);
-    else
+    if (!o->acquire || o->acquire(o->ctx, &err) == 0)
         keep_protected(p);
+    else if (!rp_protect_stopping(p))       /* else it was ended while it waited: nothing is lost */
+        standby_lost(p, &err);
     pthread_mutex_lock(&p->lock);
     bool switched = p->state == RP_PROTECT_SWITCHED;
     pthread_mutex_unlock(&p->lock);

@@ -402,7 +402,7 @@ int rp_fence_take(struct rp_fence *f, int timeout_ms, struct rp_error *err)
 {
     struct rp_lease_grant g;
     pthread_mutex_lock(&f->op);
-    int rc = f->keeper ? 0 : rp_lease_acquire(f->lease, timeout_ms, NULL, &g, err);
+    int rc = f->keeper ? 0 : rp_lease_acquire(f->lease, timeout_ms, f->cfg.give_up, f->cfg.ctx, &g, err);
     if (rc == 0 && !f->keeper)
         rc = keep(f, &g, err);
     pthread_mutex_unlock(&f->op);

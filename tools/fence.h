@@ -34,6 +34,7 @@ struct rp_fence_config {
     struct rp_lease_config lease;
     struct rp_events *events;           /* may be NULL */
     void (*changed)(void *ctx);         /* may be NULL */
+    bool (*give_up)(void *ctx);         /* rp_fence_take waits no longer: -ECANCELED, RP_EXIT_INTERRUPTED; its thread asks. May be NULL */
     void *ctx;
 };
 

@@ -118,6 +118,8 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
         rc = pidfile_write(o->pidfile, err);    /* before the sandbox closes the file system */
     if (rc == 0)
         rc = go(&vm, o, err);
+    if (rc < 0 && vm.leaving)
+        rc = vm.leave_why.code ? rc : vm.leave_code;    /* a signal, before there was a machine */
     rp_vm_close(&vm);
     if (o->pidfile && rc >= 0)
         unlink(o->pidfile);

@@ -206,6 +206,7 @@ int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *o, bool 
         return rp_error_set(err, ENOMEM, "no memory to protect");
     vm->protection = p;
     p->vm = vm;
+    atomic_store(&vm->fence_give_up, false);
     p->event_fd = -1;
     pthread_mutex_init(&p->lock, NULL);
     rc = configure(p, o, err);
@@ -224,6 +225,7 @@ void rp_protection_end(struct rp_vm *vm)
 {
     struct rp_protection *p = vm->protection;
     p->ending = true;
+    atomic_store(&vm->fence_give_up, true);
     rp_protect_end(p->protect, RP_PROTECT_FORGET);
     reap(p);
 }
@@ -232,6 +234,7 @@ void rp_protection_stop(struct rp_vm *vm, bool forget_image)
 {
     if (!vm->protection)
         return;
+    atomic_store(&vm->fence_give_up, true);
     stop_run(vm->protection, forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE);
     forget(vm);
 }

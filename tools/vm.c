@@ -126,7 +126,7 @@ static void on_signals(struct rp_vm *vm)
     while (read(vm->signal_fd, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
         if (si.ssi_signo == SIGHUP)
             continue;   /* a terminal that went away is no reason to end a VM */
-        if (!vm->machine) {     /* a standby that waits: it holds a copy, so ending it costs nobody anything */
+        if (!vm->machine) {     /* a standby that waits, a start that does: ending it costs nobody anything */
             rp_vm_leave(vm, si.ssi_signo == SIGINT ? RP_EXIT_INTERRUPTED : RP_EXIT_DONE);
             continue;
         }
@@ -139,6 +139,12 @@ static void on_signals(struct rp_vm *vm)
         vm->interrupted = si.ssi_signo == SIGINT;
         rp_machine_quit(vm->machine);
     }
+}
+
+bool rp_vm_signalled(struct rp_vm *vm)
+{
+    on_signals(vm);
+    return vm->leaving;
 }
 
 /* ms until the guest's time to power off is over; -1: nobody asked it to,

@@ -43,6 +43,7 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     struct rp_fence *fence;     /* vm_fence.h; NULL: no lease */
     int fence_fd;
     _Atomic bool fence_taken;   /* the protect thread may take it, too */
+    _Atomic bool fence_give_up; /* control: the protect thread shall not wait for it any more */
     uint64_t fence_losses;      /* of its losses, those that were seen to */
     struct rp_protection *protection;   /* protection.h; NULL: not protected */
     struct rp_standby *standby; /* standby.h; NULL: not waiting for anything */
@@ -59,6 +60,8 @@ int rp_vm_serve(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 int rp_vm_watch(struct rp_vm *vm, int fd, void (*fn)(void *ctx), void *ctx, struct rp_error *err) RP_MUST_CHECK;
 /* The end of that: `fd` is closed. -1, or one that nobody watches (yet): likewise. */
 void rp_vm_unwatch_close(struct rp_vm *vm, int fd);
+/* Before the loop, while there is no machine: has a signal come that ends the process? vm->leave_code is then what it ends with. */
+bool rp_vm_signalled(struct rp_vm *vm);
 /* Runs until the machine has ended. Returns the exit code, or -errno with the machine's failure. SIGTERM presses the power
  * button, a second one or the time limit ends the VM; SIGINT ends it at once. */
 int rp_vm_loop(struct rp_vm *vm, struct rp_error *err);

@@ -6,6 +6,7 @@
 #include "tools/standby.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
@@ -13,6 +14,13 @@ static void on_changed(void *ctx)
 {
     struct rp_vm *vm = ctx;
     (void)eventfd_write(vm->fence_fd, 1);
+}
+
+/* A start that waits ends with a signal; what the protect thread waits for, with the protection. */
+static bool give_up_waiting(void *ctx)
+{
+    struct rp_vm *vm = ctx;
+    return atomic_load(&vm->fence_give_up) || (!vm->machine && rp_vm_signalled(vm));
 }
 
 static void stand_still(struct rp_vm *vm)
@@ -89,7 +97,7 @@ int rp_vm_fence_open(struct rp_vm *vm, const char *where, uint64_t ttl_ns, struc
         rp_vm_fence_close(vm);          /* an attempt that was refused named another place */
     if (vm->fence)
         return rp_error_exit(err, RP_EXIT_REFUSED, EEXIST, "--lease %s: the VM has its lease at %s; keep to that", where, info.where);
-    struct rp_fence_config cfg = {.events = vm->events, .changed = on_changed, .ctx = vm};
+    struct rp_fence_config cfg = {.events = vm->events, .changed = on_changed, .give_up = give_up_waiting, .ctx = vm};
     cfg.lease.where = where;
     cfg.lease.ttl_ms = (unsigned)(ttl_ns / 1000000u);
     snprintf(cfg.lease.vm_name, sizeof(cfg.lease.vm_name), "%s", vm->name);

@@ -16,7 +16,7 @@
 /* Opens vm->fence when `where` is given. The same address again is fine, another is refused. */
 int rp_vm_fence_open(struct rp_vm *vm, const char *where, uint64_t ttl_ns, struct rp_error *err) RP_MUST_CHECK;
 /* Takes it for a machine that starts or runs here, and binds the machine. No fence: nothing. RP_EXIT_REFUSED: the VM runs
- * somewhere else. */
+ * somewhere else. -ECANCELED: a signal came while the process had no machine yet (vm->leaving), or the protection that needs it ends. */
 int rp_vm_fence_take(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 /* The end: a lease that is still held is given up, so that nobody has to wait for it. */
 void rp_vm_fence_close(struct rp_vm *vm);

@@ -193,6 +193,41 @@ def walk_two_directories(w):
     must_not_say(done.stdout, "is not found")
 
 
+def leave_a_lease(w):
+    """The lease's holder dies; whoever wants it next would wait for a minute."""
+    holder = w.boot("vm", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
+    holder.end(signal.SIGKILL)
+    (w.folder / "rt" / "vm.sock").unlink()
+
+
+def walk_signals_while_waiting(w):
+    """A start that waits for a lease ends with a signal"""
+    leave_a_lease(w)
+    for number, code in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, DONE)):
+        vm = w.boot("vm", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s", wait=False)
+        w.until((w.folder / "rt" / "vm.sock").exists, "the start has begun", vm)
+        vm.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        check(vm.process.poll() is None, f"a hangup ends it: {vm.text()}")
+        check(vm.end(number) == code, f"{number.name}: exit code {vm.process.returncode}, not {code}: {vm.text()}")
+        check(not (w.folder / "rt" / "vm.sock").exists(), f"{number.name}: it leaves its socket behind")
+        check(not vm.text(), f"{number.name}: it says {vm.text()}")
+
+
+def walk_protection_while_waiting(w):
+    """Protection that waits for a lease ends when it is asked to"""
+    leave_a_lease(w)
+    vm = w.boot("vm")
+    for end in (lambda: job.end(signal.SIGINT) == INTERRUPTED, lambda: not w.ask("unprotect", "vm")):
+        job = w.start("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
+        w.until(lambda: w.status("vm")["protect"]["state"] == "leasing", "it waits for the lease")
+        check(end(), f"exit code {job.process.returncode}: {job.text()}")
+        w.until(lambda: w.status("vm")["protect"]["state"] == "off", "the protection has ended")
+    w.start("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
+    w.until(lambda: w.status("vm")["protect"]["state"] == "leasing", "it waits for the lease")
+    check(vm.end(signal.SIGINT) == INTERRUPTED, f"exit code {vm.process.returncode}: {vm.text()}")
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()

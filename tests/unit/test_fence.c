@@ -204,7 +204,7 @@ Test(fence, F2_a_term_of_ones_own_is_nobody_elses)
     snprintf(where, sizeof(where), "file:%s", dir);
     struct rp_lease_config cfg = {.where = where, .vm_name = "vm", .owner = "b", .ttl_ms = TTL_MS};
     cr_assert_eq(rp_lease_open(&cfg, &claim, &err), 0, "%s", err.text);
-    cr_assert_eq(rp_lease_acquire(claim, LONG_MS, NULL, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(claim, LONG_MS, NULL, NULL, &g, &err), 0, "%s", err.text);
     cr_assert_eq(g.term, term + 1);
     rp_lease_destroy(claim);                /* b never heard of it */
     rp_fence_follow(b, term);

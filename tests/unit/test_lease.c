@@ -102,7 +102,7 @@ Test(lease_file, INV3_an_expired_lease_is_over_for_its_holder_first)
         cr_assert_eq(rp_lease_try(b, &gb, &again, &err), -EBUSY);
     }
     /* The same process still lives and holds its lock: only time can take the lease from it. */
-    cr_assert_eq(rp_lease_acquire(b, 5000, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(b, 5000, NULL, NULL, &gb, &err), 0, "%s", err.text);
     cr_assert_not(rp_lease_valid(ga.deadline_ns), "two holders at once");
     cr_assert_eq(gb.term, 2);
     cr_assert_eq(rp_lease_renew(a, &deadline, &err), -ESTALE);
@@ -125,7 +125,7 @@ static void put_out(struct outputs *o, const char *owner, unsigned ttl_ms)
     struct rp_lease *l = open_file(owner, ttl_ms);
     struct rp_lease_grant g;
     while (!atomic_load(&o->quit)) {
-        if (rp_lease_acquire(l, 20, NULL, &g, NULL) < 0)
+        if (rp_lease_acquire(l, 20, NULL, NULL, &g, NULL) < 0)
             continue;
         uint64_t renewed = rp_lease_now();
         while (!atomic_load(&o->quit)) {
@@ -178,7 +178,7 @@ Test(lease_file, INV3_a_killed_holder_of_this_host_is_known_to_be_dead)
     cr_assert_eq(rp_lease_try(l, &g, &again, &err), -EBUSY);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
-    cr_assert_eq(rp_lease_acquire(l, 10000, NULL, &g, &err), 0, "%s", err.text);    /* not after a minute */
+    cr_assert_eq(rp_lease_acquire(l, 10000, NULL, NULL, &g, &err), 0, "%s", err.text);    /* not after a minute */
     cr_assert_eq(g.term, 2);
     rp_lease_destroy(l);
 }
@@ -214,7 +214,7 @@ Test(lease_file, INV3_a_stopped_holder_that_comes_back_puts_out_nothing)
     struct rp_error err = {0};
     pid_t pid = start_child(o, "child", 200);
     kill(pid, SIGSTOP);
-    cr_assert_eq(rp_lease_acquire(l, 10000, NULL, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(l, 10000, NULL, NULL, &g, &err), 0, "%s", err.text);
     uint64_t granted = rp_lease_now(), count = atomic_load(&o->count);
     cr_assert_eq(rp_lease_renew(l, &g.deadline_ns, &err), 0, "%s", err.text);
     kill(pid, SIGCONT);
@@ -484,7 +484,7 @@ Test(lease_etcd, INV3_against_a_real_server, .init = make_dir, .fini = remove_di
     /* The first endpoint is dead: the second answers. */
     snprintf(where, sizeof(where), "etcd:127.0.0.1:1,127.0.0.1:%u", port);
     struct rp_lease *a = open_at(where, "a", 1000), *b = open_at(where, "b", 1000);
-    cr_assert_eq(rp_lease_acquire(a, 10000, NULL, &ga, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(a, 10000, NULL, NULL, &ga, &err), 0, "%s", err.text);
     cr_assert_eq(ga.term, 1);
     cr_assert(rp_lease_valid(ga.deadline_ns));
     cr_assert_eq(rp_lease_try(b, &gb, &again, &err), -EBUSY, "%s", err.text);
@@ -495,7 +495,7 @@ Test(lease_etcd, INV3_against_a_real_server, .init = make_dir, .fini = remove_di
     cr_assert_eq(rp_lease_renew(a, &ga.deadline_ns, &err), 0, "%s", err.text);
     cr_assert_gt(ga.deadline_ns, before);
     /* a falls silent; b is granted the lease, and by then a's deadline is over. */
-    cr_assert_eq(rp_lease_acquire(b, 20000, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(b, 20000, NULL, NULL, &gb, &err), 0, "%s", err.text);
     cr_assert_not(rp_lease_valid(ga.deadline_ns), "two holders at once");
     cr_assert_eq(gb.term, 2);
     cr_assert_eq(rp_lease_renew(a, &before, &err), -ESTALE);
@@ -510,7 +510,7 @@ Test(lease_etcd, INV3_against_a_real_server, .init = make_dir, .fini = remove_di
     cr_assert(strstr(err.text, "etcd"), "%s", err.text);
     /* It comes back and remembers the term. */
     etcd = start_etcd(port, peer);
-    cr_assert_eq(rp_lease_acquire(b, 20000, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(b, 20000, NULL, NULL, &gb, &err), 0, "%s", err.text);
     cr_assert_not(rp_lease_valid(ga.deadline_ns), "two holders at once");
     cr_assert_eq(gb.term, 4);
     rp_lease_destroy(a);
@@ -533,7 +533,7 @@ Test(lease_etcd, INV3_the_holder_advances_against_a_real_server, .init = make_di
     pid_t etcd = start_etcd(port, peer);
     snprintf(where, sizeof(where), "etcd:127.0.0.1:%u", port);
     struct rp_lease *a = open_at(where, "a", 5000), *b = open_at(where, "b", 5000);
-    cr_assert_eq(rp_lease_acquire(a, 10000, NULL, &ga, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(a, 10000, NULL, NULL, &ga, &err), 0, "%s", err.text);
     uint64_t deadline = ga.deadline_ns;
     for (uint64_t term = 2; term <= 4; term++) {
         cr_assert_eq(rp_lease_advance(a, &ga, &err), 0, "%s", err.text);
@@ -550,7 +550,7 @@ Test(lease_etcd, INV3_the_holder_advances_against_a_real_server, .init = make_di
     cr_assert_lt(rp_lease_advance(a, &ga, &err), 0);
     etcd = start_etcd(port, peer);
     /* Whoever has lost it cannot advance. */
-    cr_assert_eq(rp_lease_acquire(b, 30000, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(b, 30000, NULL, NULL, &gb, &err), 0, "%s", err.text);
     cr_assert_eq(gb.term, 5);
     cr_assert_lt(rp_lease_advance(a, &ga, &err), 0, "two holders at once");
     cr_assert_eq(rp_lease_advance(b, &gb, &err), 0, "%s", err.text);
