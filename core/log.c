@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const names[] = {"error", "warn", "info", "debug"};
+static const char *const names[] = {"error", "warn", "notice", "info", "debug"};
 
 /* Read once; a race between first callers stores the same value twice. */
 static int threshold(void)
@@ -15,8 +15,8 @@ static int threshold(void)
     if (l >= 0)
         return l;
     const char *env = getenv("REPRISE_LOG");
-    l = RP_LOG_WARN;
-    for (int i = 0; env && i < 4; i++)
+    l = RP_LOG_NOTICE;
+    for (int i = 0; env && i <= RP_LOG_DEBUG; i++)
         if (strcmp(env, names[i]) == 0)
             l = i;
     atomic_store_explicit(&level, l, memory_order_relaxed);

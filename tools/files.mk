@@ -34,5 +34,5 @@ tools_SRCS += tools/inspect.c tools/inspect_walk.c tools/inspect_print.c tools/i
 tools_SRCS += tools/state_tables.c
 tools_SRCS += tools/fence.c tools/vm_fence.c
 tools_SRCS += tools/pair_options.c tools/protection.c tools/protect.c tools/qmp_protect.c tools/failover.c
-tools_SRCS += tools/history.c tools/event_names.c tools/top.c tools/protect_text.c
+tools_SRCS += tools/history.c tools/event_names.c tools/event_lines.c tools/top.c tools/protect_text.c
 tools_SRCS += tools/standby.c tools/takeover.c tools/standby_verb.c

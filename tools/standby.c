@@ -213,7 +213,8 @@ static void note_end(struct rp_standby *s, const struct rp_link_outcome *o)
     s->stale &= o->epoch != 0;
     snprintf(s->why, sizeof(s->why), "%s%s%.200s", end_name(o->end), o->why.code ? ": " : "", o->why.text);
     pthread_mutex_unlock(&s->lock);
-    rp_events_emit(s->vm->events, o->epoch, "PRIMARY_LOST", "{\"how\": \"%s\", \"epoch\": %llu, \"reason\": \"%s\"}", end_name(o->end),
+    bool left = o->end == RP_LINK_STOPPED || o->end == RP_LINK_FINAL;       /* it said so, and meant it */
+    rp_events_emit(s->vm->events, o->epoch, left ? "PRIMARY_LEFT" : "PRIMARY_LOST", "{\"how\": \"%s\", \"epoch\": %llu, \"reason\": \"%s\"}", end_name(o->end),
                    (unsigned long long)o->epoch, rp_json_escape(o->why.text, text, sizeof(text)));
 }
 

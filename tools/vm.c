@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "tools/event_lines.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"
 #include "tools/standby.h"
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #define EVENTS_KEPT 512u
+#define FIXED 4u            /* descriptors that the loop waits for besides those that were asked for */
 
 static int signals_open(struct rp_vm *vm, struct rp_error *err)
 {
@@ -68,6 +70,8 @@ int rp_vm_open(struct rp_vm *vm, const char *name, const char *qmp_path, struct 
     rc = signals_open(vm, err);
     if (rc == 0 && rp_events_create(EVENTS_KEPT, &vm->events) < 0)
         rc = rp_error_set(err, ENOMEM, "out of memory");
+    if (rc == 0)
+        rc = rp_event_lines_create(vm->events, vm->name, &vm->lines, err);
     if (rc == 0)
         rc = rp_jobs_create(vm->events, &vm->jobs, err);
     if (rc == 0)
@@ -177,15 +181,16 @@ static int end_code(struct rp_vm *vm, struct rp_error *err)
 int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
 {
     while (!vm->leaving) {
-        struct pollfd fds[3 + RP_VM_WATCHES_MAX] = {
+        struct pollfd fds[FIXED + RP_VM_WATCHES_MAX] = {
             {.fd = vm->machine ? rp_machine_end_fd(vm->machine) : -1, .events = POLLIN},
             {.fd = vm->signal_fd, .events = POLLIN},
             {.fd = rp_qmp_request_fd(vm->qmp), .events = POLLIN},
+            {.fd = rp_event_lines_fd(vm->lines), .events = POLLIN},
         };
         unsigned n = vm->nwatches;
         for (unsigned i = 0; i < n; i++)
-            fds[3 + i] = (struct pollfd){.fd = vm->watches[i].fd, .events = POLLIN};
-        int rc = poll(fds, 3 + n, timeout_ms(vm));
+            fds[FIXED + i] = (struct pollfd){.fd = vm->watches[i].fd, .events = POLLIN};
+        int rc = poll(fds, FIXED + n, timeout_ms(vm));
         if (rc < 0 && errno != EINTR)
             return rp_error_set(err, errno, "poll: %s", strerror(errno));
         if (rc == 0) {
@@ -201,7 +206,9 @@ int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
             on_signals(vm);
         if (fds[2].revents)
             rp_qmp_dispatch(vm->qmp);
-        on_watches(vm, fds + 3, n);
+        if (fds[3].revents)
+            rp_event_lines_say(vm->lines);
+        on_watches(vm, fds + FIXED, n);
         if (fds[0].revents && vm->machine)      /* it may have been taken apart just now (moved.h) */
             return end_code(vm, err);
     }
@@ -232,6 +239,7 @@ void rp_vm_close(struct rp_vm *vm)
     rp_qmp_destroy(vm->qmp);
     if (vm->machine)
         rp_machine_destroy(vm->machine);
+    rp_event_lines_destroy(vm->lines);
     rp_events_destroy(vm->events);
     if (vm->signal_fd >= 0)
         close(vm->signal_fd);

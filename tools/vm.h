@@ -18,6 +18,7 @@
 
 #define RP_VM_WATCHES_MAX 8u
 
+struct rp_event_lines;
 struct rp_fence;
 struct rp_protection;
 struct rp_standby;
@@ -27,6 +28,7 @@ struct rp_vm {                  /* control thread, constant after rp_vm_serve un
     char name[RP_VM_NAME_MAX];
     struct rp_machine *machine; /* set by the verb; owned by the vm from then on. NULL while a standby waits */
     struct rp_events *events;
+    struct rp_event_lines *lines;
     struct rp_jobs *jobs;
     struct rp_qmp *qmp;
     char socket_path[RP_RUNTIME_PATH_MAX], qmp_path[RP_RUNTIME_PATH_MAX];

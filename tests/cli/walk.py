@@ -193,6 +193,48 @@ def walk_two_directories(w):
     must_not_say(done.stdout, "is not found")
 
 
+def protected(w, name="vm", uri=None, ttl="1s", env=None, words=()):
+    """A VM and its standby, protected under a lease in the folder."""
+    vm = w.boot(name, env=env)
+    uri = uri or f"unix:{w.folder}/link"
+    standby = w.stand_by(name, uri, "--lease-ttl", ttl)
+    w.ask("protect", name, uri, "--lease", f"file:{w.folder}/lease", "--lease-ttl", ttl, *words, env=env)
+    return vm, standby
+
+
+def once(text, pattern):
+    found = re.findall(pattern, text, re.M)
+    check(len(found) == 1, f"says /{pattern}/ {len(found)} times: {text}")
+
+
+def walk_lines(w):
+    """Who reads standard error sees what happens to a pair, once, with its reason"""
+    vm, standby = protected(w)
+    w.ask("unprotect", "vm")
+    w.ask("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "1s")
+    vm.process.send_signal(signal.SIGSTOP)
+    w.until(lambda: w.status("vm", w.there()).get("status") == "running", "the standby has taken over", standby)
+    vm.process.send_signal(signal.SIGCONT)
+    check(vm.end(0) == REFUSED, f"the old primary: exit code {vm.process.returncode}: {vm.text()}")
+    check(standby.end(signal.SIGINT) == INTERRUPTED, f"the new one: exit code {standby.process.returncode}: {standby.text()}")
+    vm, standby = vm.text(), standby.text()
+    check(len(re.findall(r'^reprise: notice: VM "vm": PROTECTED at epoch \d+: protected from here on ', vm, re.M)) == 2, vm)
+    once(vm, r'^reprise: notice: VM "vm": UNPROTECTED at epoch \d+: protection ended \(asked true\)$')
+    once(vm, r'^reprise: warn: VM "vm": LEASE_LOST: the lease was lost, outputs were shut \(lease file:.*\): .*\w')
+    once(vm, r'^reprise run: VM "vm" goes on elsewhere')
+    check(len(re.findall(r'^reprise: notice: VM "vm": STANDBY_READY at epoch \d+ ', standby, re.M)) == 2, standby)
+    once(standby, r'^reprise: notice: VM "vm": STANDBY_FORGOT: the standby forgot what it held: the primary ended the protection$')
+    once(standby, r'^reprise: warn: VM "vm": PRIMARY_LOST at epoch \d+: the standby lost its primary \(how lost\): .*\w')
+    once(standby, r'^reprise: notice: VM "vm": TAKEN_OVER at epoch \d+: taken over from a primary that was lost \(term \d+, ')
+    must_not_say(vm + standby, "LEASE_HELD", "JOB_STATUS")
+
+    quiet = w.start("standby", "--name", "quiet", "--listen", f"unix:{w.folder}/quiet", "--lease", "none", env={**w.env, "REPRISE_LOG": "warn"})
+    w.until(lambda: w.status("quiet").get("standby"), "a standby waits", quiet)
+    w.boot("quiet", env=w.there())
+    w.ask("protect", "quiet", f"unix:{w.folder}/quiet", "--lease", "none", env=w.there())
+    check(not quiet.text(), quiet.text())
+
+
 def leave_a_lease(w):
     """The lease's holder dies; whoever wants it next would wait for a minute."""
     holder = w.boot("vm", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
