@@ -55,10 +55,21 @@ static void uuid_text(const uint8_t id[16], char out[37])
         p += snprintf(p, (size_t)(out + 37 - p), "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", id[i]);
 }
 
+/* A standby has its VM's, once it knows. */
+static bool known_uuid(struct rp_vm *vm, char uuid[37])
+{
+    uint8_t id[16];
+    bool known = vm->machine || rp_standby_vm_id(vm, id);
+    if (known)
+        uuid_text(vm->machine ? rp_machine_cfg(vm->machine)->vm_id : id, uuid);
+    return known;
+}
+
 static int query_uuid(struct rp_qmp_call *call, struct rp_error *err)
 {
     char uuid[37];
-    uuid_text(rp_machine_cfg(((struct rp_vm *)call->ctx)->machine)->vm_id, uuid);
+    if (!known_uuid(call->ctx, uuid))
+        return rp_error_exit(err, RP_EXIT_REFUSED, EAGAIN, "query-uuid: this is a standby that waits: the VM's UUID is known once a primary has connected");
     return answer(call, json_pack("{s:s}", "UUID", uuid), err);
 }
 
@@ -205,15 +216,16 @@ static json_t *paused_by(const struct rp_machine *m)
 static int query_vm(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
-    if (!vm->machine)
-        return answer(call, json_pack("{s:s, s:s, s:i, s:I, s:s, s:o}", "name", vm->name, "status", "inmigrate", "pid", (int)getpid(), "uptime-ms",
-                                      (json_int_t)((rp_wall_ns() - vm->started_wall_ns) / 1000000u), "version", RP_VERSION_TEXT, "standby",
-                                      rp_standby_query(vm)), err);
-    const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     char uuid[37];
-    uuid_text(cfg->vm_id, uuid);
+    bool known = known_uuid(vm, uuid);
+    if (!vm->machine)
+        return answer(call, json_pack("{s:s, s:s*, s:s, s:i, s:I, s:s, s:o}", "name", vm->name, "uuid", known ? uuid : NULL, "status", "inmigrate", "pid",
+                                      (int)getpid(), "uptime-ms", (json_int_t)((rp_wall_ns() - vm->started_wall_ns) / 1000000u), "version",
+                                      RP_VERSION_TEXT, "standby", rp_standby_query(vm)), err);
+    const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     return answer(call, json_pack("{s:s, s:s, s:s, s:o, s:s, s:i, s:I, s:i, s:i, s:i, s:I, s:s}", "name", vm->name, "uuid", uuid, "status",
-                                  state_name(vm->machine), "paused-by", paused_by(vm->machine), "failure", rp_machine_failure(vm->machine), "pid", (int)getpid(), "memory-bytes",
+                                  state_name(vm->machine), "paused-by", paused_by(vm->machine), "failure", rp_machine_failure(vm->machine), "pid",
+                                  (int)getpid(), "memory-bytes",
                                   (json_int_t)ram_bytes(vm), "vcpus", (int)cfg->vcpus, "disks", (int)cfg->ndisks, "nics", (int)cfg->nnics,
                                   "uptime-ms", (json_int_t)((rp_wall_ns() - vm->started_wall_ns) / 1000000u), "version", RP_VERSION_TEXT),
                   err);
@@ -225,7 +237,7 @@ static const struct rp_qmp_command commands[] = {
     {.name = "query-status", .run = query_status, .early = true},
     {.name = "query-version", .run = query_version, .early = true},
     {.name = "query-name", .run = query_name, .early = true},
-    {.name = "query-uuid", .run = query_uuid},
+    {.name = "query-uuid", .run = query_uuid, .early = true},
     {.name = "query-kvm", .run = query_kvm, .early = true},
     {.name = "query-commands", .run = query_commands, .early = true},
     {.name = "query-events", .run = query_events, .early = true},

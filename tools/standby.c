@@ -101,10 +101,20 @@ static void stay_alone(struct rp_standby *s, bool seek)
         rp_fence_follow(s->vm->fence, s->term);
 }
 
+static void part_from_primary(struct rp_standby *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->peer[0])
+        memcpy(s->last_peer, s->peer, sizeof(s->last_peer));
+    s->peer[0] = '\0';
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* Nobody is being served; and should a primary have been admitted, nothing came of it. */
 static void on_alone(void *ctx)
 {
     struct rp_standby *s = ctx;
+    part_from_primary(s);
     rp_replica_session(s->replica, false);
     if (rp_standby_state(s) == RP_STANDBY_SYNCING)
         stay_alone(s, !rp_fence_is_none(s->vm->fence));
@@ -172,6 +182,7 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
         return err->code;
     pthread_mutex_lock(&s->lock);
     snprintf(s->peer, sizeof(s->peer), "%s", peer);
+    memcpy(s->vm_id, hello->vm_id, sizeof(s->vm_id));
     pthread_mutex_unlock(&s->lock);
     rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
     rp_standby_set_state(s, RP_STANDBY_SYNCING);
@@ -183,6 +194,8 @@ static int forget(struct rp_standby *s, struct rp_error *err)
     pthread_mutex_lock(&s->lock);
     s->epoch = s->term = 0;
     s->stale = false;
+    s->last_peer[0] = '\0';
+    memset(s->vm_id, 0, sizeof(s->vm_id));
     pthread_mutex_unlock(&s->lock);
     rp_fence_watch(s->vm->fence);
     rp_standby_set_state(s, RP_STANDBY_WAITING);
@@ -208,6 +221,7 @@ static const char *end_name(enum rp_link_end end)
 static void note_end(struct rp_standby *s, const struct rp_link_outcome *o)
 {
     char text[100];
+    part_from_primary(s);
     pthread_mutex_lock(&s->lock);
     s->epoch = o->epoch;            /* an epoch that was begun may have cost what was held (a full one does) */
     s->stale &= o->epoch != 0;
@@ -343,6 +357,8 @@ int rp_standby_return(struct rp_vm *vm, struct rp_vm_options *o, struct rp_guest
 {
     int rc = make_standby(vm, o, err);
     if (rc == 0)
+        memcpy(vm->standby->vm_id, vm_id, sizeof(vm->standby->vm_id));
+    if (rc == 0)
         rc = rp_entry_adopt(vm->standby->entry, ram, vm_id, err);
     else
         rp_guest_ram_fini(ram);
@@ -376,6 +392,18 @@ static void add_disks(struct rp_standby *s, json_t *o)
                                                   (json_int_t)st.summed_bytes));
 }
 
+bool rp_standby_vm_id(struct rp_vm *vm, uint8_t vm_id[16])
+{
+    static const uint8_t nobody[16];
+    struct rp_standby *s = vm->standby;
+    if (!s)
+        return false;
+    pthread_mutex_lock(&s->lock);
+    memcpy(vm_id, s->vm_id, sizeof(s->vm_id));
+    pthread_mutex_unlock(&s->lock);
+    return memcmp(vm_id, nobody, sizeof(nobody)) != 0;
+}
+
 json_t *rp_standby_query(struct rp_vm *vm)
 {
     struct rp_standby *s = vm->standby;
@@ -383,8 +411,8 @@ json_t *rp_standby_query(struct rp_vm *vm)
         return json_pack("{s:s}", "state", "off");
     uint64_t now = rp_wall_ns();
     pthread_mutex_lock(&s->lock);
-    json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s}", "state", state_names[s->state], "listens-at", s->uri, "primary",
-                          s->peer, "epoch", (json_int_t)s->epoch, "term", (json_int_t)s->term, "epochs-applied", (json_int_t)s->applied,
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s}", "state", state_names[s->state], "listens-at", s->uri, "primary",
+                          s->peer, "last-primary", s->last_peer, "epoch", (json_int_t)s->epoch, "term", (json_int_t)s->term, "epochs-applied", (json_int_t)s->applied,
                           "epoch-ms-ago", (json_int_t)(s->epoch && now > s->epoch_wall_ns ? (now - s->epoch_wall_ns) / 1000000 : 0),
                           "since-ms", (json_int_t)((now - s->since_wall_ns) / 1000000), "last-session", s->why);
     pthread_mutex_unlock(&s->lock);

@@ -33,6 +33,8 @@ void rp_standby_stop(struct rp_vm *vm);         /* vm->standby may be NULL */
 int rp_standby_force(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 /* The lease's state has changed. */
 void rp_standby_on_fence(struct rp_vm *vm);
+/* The VM that it stands by for; false: no primary has said yet. */
+bool rp_standby_vm_id(struct rp_vm *vm, uint8_t vm_id[16]);
 /* For query-standby and query-vm. */
 json_t *rp_standby_query(struct rp_vm *vm);
 

@@ -32,7 +32,8 @@ struct rp_standby {
     pthread_mutex_t lock;
     enum rp_standby_state state;    /* lock */
     uint64_t since_wall_ns;         /* lock */
-    char peer[80];                  /* lock: the primary, now or last */
+    char peer[80], last_peer[80];   /* lock: the primary of the session that goes on, "" none does; that of the one before */
+    uint8_t vm_id[16];              /* lock: whose memory is held, or comes; all zero: nobody's yet */
     uint64_t epoch, term, epoch_wall_ns, applied;   /* lock: newest whole epoch, 0: none; how many there were */
     bool stale;                     /* lock: a primary has said that `epoch` may not be entered any more (S4) */
     char why[256];                  /* lock: how the last session ended */

@@ -235,6 +235,49 @@ def walk_lines(w):
     check(not quiet.text(), quiet.text())
 
 
+class Qmp:
+    """A QMP client, as a tool made for QEMU is one."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(WAIT_S)
+        self.socket.connect(str(path))
+        self.file = self.socket.makefile("rw")
+        self.file.readline()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command):
+        """What is returned, or the error's sentence."""
+        self.file.write(json.dumps({"execute": command}))
+        self.file.flush()
+        answer = json.loads(self.file.readline())
+        while "event" in answer:
+            answer = json.loads(self.file.readline())
+        return answer["return"] if "return" in answer else answer["error"]["desc"]
+
+
+def walk_standby_qmp(w):
+    """A standby that waits answers what it can, and says why it cannot"""
+    w.stand_by("vm", f"unix:{w.folder}/link")
+    qmp = Qmp(w.folder / "rt2" / "vm.sock")
+    check(qmp.ask("query-status") == {"status": "inmigrate", "running": False, "singlestep": False}, qmp.ask("query-status"))
+    must_say(qmp.ask("query-uuid"), "^query-uuid: this is a standby that waits: ")
+    check(qmp.ask("query-name") == {"name": "vm"} and qmp.ask("query-kvm")["enabled"] and qmp.ask("query-version")["package"], "who it is")
+    check(qmp.ask("query-jobs") == [] and qmp.ask("query-commands") and qmp.ask("query-events") and qmp.ask("query-history") == [], "what there is")
+    for command in ("query-block", "query-blockstats", "query-cpus-fast", "query-memory-size-summary", "query-balloon", "query-protect", "stop", "cont",
+                    "system_reset", "system_powerdown", "unprotect", "failover"):
+        check(qmp.ask(command) == f"{command}: the VM does not run here: this is its standby, which waits", f"{command}: {qmp.ask(command)}")
+    w.boot("vm")
+    w.ask("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease")
+    uuid = Qmp(w.folder / "rt" / "vm.sock").ask("query-uuid")
+    check(qmp.ask("query-uuid") == uuid and qmp.ask("query-vm")["uuid"] == uuid["UUID"], f"{qmp.ask('query-uuid')}, not {uuid}")
+    check(qmp.ask("query-standby")["primary"], "its primary is not named")
+    w.ask("unprotect", "vm")
+    w.until(lambda: qmp.ask("query-standby")["state"] == "waiting", "the standby has forgotten the VM")
+    must_say(qmp.ask("query-uuid"), "^query-uuid: this is a standby that waits: ")
+    check(not qmp.ask("query-standby")["primary"] and not qmp.ask("query-standby")["last-primary"], f"a primary that is gone: {qmp.ask('query-standby')}")
+
+
 def leave_a_lease(w):
     """The lease's holder dies; whoever wants it next would wait for a minute."""
     holder = w.boot("vm", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
