@@ -269,6 +269,7 @@ void rp_engine_stats(struct rp_engine *e, struct rp_engine_stats *out)
     out->committed_wall_ns = atomic_load(&e->committed_wall_ns);
     out->ram_bytes = e->info.ram.pages * RP_PAGE_SIZE;
     out->done_bytes = atomic_load(&e->done_pages) * RP_PAGE_SIZE;
+    out->sync_bytes = atomic_load(&e->sync_pages) * RP_PAGE_SIZE;
     out->passes = atomic_load(&e->passes);
     out->disk_bytes = rp_emitter_disk_emitted(e->emitter);
     out->resync = e->resync;

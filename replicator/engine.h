@@ -70,7 +70,8 @@ struct rp_engine_stats {
     enum rp_engine_state state;
     uint64_t cut, committed;            /* newest epoch cut, newest committed */
     uint64_t committed_wall_ns;         /* when */
-    uint64_t ram_bytes, done_bytes;     /* the full sync: RAM to look at, looked at so far */
+    uint64_t ram_bytes, done_bytes;     /* the guest's RAM; looked at so far */
+    uint64_t sync_bytes;                /* the first epoch: of RAM, what there is to look at; grows by what is written meanwhile */
     unsigned passes;                    /* of the full epoch */
     uint64_t disk_sync_bytes, disk_done_bytes;  /* the disks' initial copy: how much, done so far */
     uint64_t disk_equal_bytes;          /* of what is done: the sink held it already */

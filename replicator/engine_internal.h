@@ -61,7 +61,7 @@ struct rp_engine {
     int wake_fd;                    /* stop, commit, failure */
     _Atomic bool stop, finish, failed, stands;
     _Atomic uint64_t committed, cut, committed_wall_ns;
-    _Atomic uint64_t done_pages, put_off;
+    _Atomic uint64_t done_pages, sync_pages, put_off;
     _Atomic unsigned passes;
     _Atomic int state;              /* enum rp_engine_state */
     struct { _Atomic uint64_t cut_ns, commit_ns, pages; } flight[RP_COMMIT_RING];   /* by epoch */

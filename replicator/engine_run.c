@@ -255,6 +255,7 @@ static int sync_passes(struct rp_engine *e, struct rp_error *err)
     uint64_t before = UINT64_MAX;
     for (unsigned i = 0; i < MAX_PASSES; i++) {
         uint64_t pages = rp_pageset_count(&e->capture.pending), t0 = rp_clock_ns();
+        atomic_store(&e->sync_pages, atomic_load(&e->done_pages) + pages);
         int rc = i == 0 ? stream_live(e, err) : stream_pending(e, err);
         if (rc < 0)
             return rc;
@@ -496,6 +497,7 @@ int rp_engine_run(struct rp_engine *e, struct rp_error *err)
         return rc;
     e->tracking = true;
     rc = harvest(e, err);
+    atomic_store(&e->sync_pages, rp_pageset_count(&e->capture.pending));    /* the disks are copied first */
     if (e->resync)
         rp_emitter_mark_held(e->emitter, &e->capture.pending);
     if (rc == 0)

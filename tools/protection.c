@@ -333,6 +333,37 @@ static json_t *capture(const struct rp_engine_stats *e)
     return json_pack("{s:s, s:I, s:o}", "strategy", e->capture, "copy-ns", (json_int_t)e->copy_ns, "copy-on-write", cow);
 }
 
+/* The first epoch of a run: how far it is, of memory and private disks together. */
+static json_t *progress(const struct rp_protect_status *s)
+{
+    const struct rp_engine_stats *e = &s->engine;
+    json_t *o = json_pack("{s:s, s:I, s:I, s:I, s:i, s:I, s:I, s:I}", "kind", e->resync ? "resync" : "full", "ram-bytes", (json_int_t)e->ram_bytes,
+                          "to-look-at-bytes", (json_int_t)e->sync_bytes, "looked-at-bytes", (json_int_t)e->done_bytes, "passes", (int)e->passes,
+                          "sent-pages", (json_int_t)e->sync.sent_pages, "equal-pages", (json_int_t)e->sync.equal_pages,
+                          "sent-bytes", (json_int_t)e->sync.wire_bytes);
+    uint64_t all = e->sync_bytes + e->disk_sync_bytes, done = e->done_bytes + e->disk_done_bytes, now = rp_wall_ns();
+    if (s->state != RP_PROTECT_SYNCING || !o || !all)
+        return o;
+    done = done < all ? done : all;
+    double seconds = now > s->since_wall_ns ? (double)(now - s->since_wall_ns) / 1e9 : 0, rate = seconds > 0 ? (double)done / seconds : 0;
+    json_object_set_new(o, "percent", json_real((double)done * 100 / (double)all));
+    json_object_set_new(o, "bytes-per-second", json_integer((json_int_t)rate));
+    if (rate > 0)
+        json_object_set_new(o, "eta-ms", json_integer((json_int_t)((double)(all - done) * 1e3 / rate)));
+    return o;
+}
+
+/* What was asked for; 0: no limit. */
+static json_t *goal(const struct rp_protect_config *c)
+{
+    static const char *const captures[] = {[RP_CHOOSE_BY_MEASURE] = "auto", [RP_CHOOSE_STOP] = "stop-and-copy", [RP_CHOOSE_COW] = "copy-on-write"};
+    const struct rp_goal *g = &c->engine.goal;
+    return json_pack("{s:I, s:I, s:I, s:i, s:i, s:i, s:s, s:s}", "epoch-us", (json_int_t)(g->epoch_ns / 1000), "latency-us",
+                     (json_int_t)(g->latency_ns / 1000), "bandwidth", (json_int_t)g->bandwidth_bytes_s, "cpu", (int)g->cpu_percent, "streams",
+                     (int)c->link.lanes, "heartbeat-ms", (int)c->link.heartbeat_ms, "capture", captures[c->engine.capture], "on-loss",
+                     c->pause_on_loss ? "pause" : "run");
+}
+
 static void add_engine(json_t *o, const struct rp_protect_status *s)
 {
     const struct rp_engine_stats *e = &s->engine;
@@ -347,10 +378,7 @@ static void add_engine(json_t *o, const struct rp_protect_status *s)
     json_object_set_new(o, "cost", json_pack("{s:s, s:i, s:I, s:f, s:I}", "pressure", rp_pressure_name(e->pressure), "throttle-percent",
                                              (int)e->throttle, "epoch-us", (json_int_t)(e->epoch_ns / 1000), "cores", e->cpu,
                                              "cuts-put-off", (json_int_t)e->cuts_put_off));
-    json_object_set_new(o, "sync", json_pack("{s:s, s:I, s:I, s:i, s:I, s:I, s:I}", "kind", e->resync ? "resync" : "full", "ram-bytes",
-                                             (json_int_t)e->ram_bytes, "looked-at-bytes", (json_int_t)e->done_bytes, "passes", (int)e->passes,
-                                             "sent-pages", (json_int_t)e->sync.sent_pages, "equal-pages", (json_int_t)e->sync.equal_pages,
-                                             "sent-bytes", (json_int_t)e->sync.wire_bytes));
+    json_object_set_new(o, "sync", progress(s));
     if (e->disk_sync_bytes || e->disk_bytes)
         json_object_set_new(o, "disks", json_pack("{s:I, s:I, s:I, s:I}", "copy-bytes", (json_int_t)e->disk_sync_bytes, "copied-bytes",
                                                   (json_int_t)e->disk_done_bytes, "equal-bytes",
@@ -387,6 +415,8 @@ json_t *rp_protection_query(struct rp_vm *vm)
                           (json_int_t)(s->newest_epoch > vm->epoch ? s->newest_epoch : vm->epoch), "lease", rp_protection_lease(vm));
     if (p && o) {
         json_object_set_new(o, "standby", json_string(s->uri));
+        json_object_set_new(o, "connected", json_boolean(s->state == RP_PROTECT_SYNCING || s->state == RP_PROTECT_PROTECTED));
+        json_object_set_new(o, "goal", goal(&p->cfg));
         json_object_set_new(o, "since-ms", json_integer((json_int_t)((rp_wall_ns() - s->since_wall_ns) / 1000000)));
         json_object_set_new(o, "losses", json_integer((json_int_t)s->losses));
         json_object_set_new(o, "reason", json_string(s->why));

@@ -114,6 +114,8 @@ Test(engine, once_gives_one_full_epoch)
 {
     run_pair(RP_RUN_ONCE, &(struct rp_engine_config){0}, 64, 50, 200, 0, 1, &stats);
     cr_assert_eq(stats.committed, 1);
+    cr_assert_geq(stats.sync_bytes, PAGES * RP_PAGE_SIZE, "all of RAM is to be looked at");
+    cr_assert_geq(stats.done_bytes, stats.sync_bytes, "and was");
 }
 
 /* The guest dirties all its pages in the time in which the sink takes some: slowed down, it is cut all the same. */
