@@ -78,10 +78,14 @@ static const char *str(const json_t *o, const char *key)
 
 static void draw(const json_t *st, uint64_t start_ns)
 {
-    const json_t *sync = json_object_get(st, "sync");
-    double done = (double)json_integer_value(json_object_get(sync, "looked-at-bytes")), s = (double)(rp_clock_ns() - start_ns) / 1e9;
-    fprintf(stderr, "\r%s, %.0f MiB of %lld MiB looked at, %.1f s   ", str(st, "state"), done / (1 << 20),
-            (long long)json_integer_value(json_object_get(sync, "ram-bytes")) >> 20, s);
+    const json_t *sync = json_object_get(st, "sync"), *eta = json_object_get(sync, "eta-ms");
+    fprintf(stderr, "\r%s, %.1f s", str(st, "state"), (double)(rp_clock_ns() - start_ns) / 1e9);
+    if (json_object_get(sync, "percent"))
+        fprintf(stderr, ", %.0f %%, %.1f MiB/s", json_real_value(json_object_get(sync, "percent")),
+                (double)json_integer_value(json_object_get(sync, "bytes-per-second")) / (1 << 20));
+    if (eta)
+        fprintf(stderr, ", %.1f s to go", (double)json_integer_value(eta) / 1e3);
+    fputs("\033[K", stderr);
 }
 
 /* 1: as far as we wait (the VM is protected; with --no-wait: its lease is held); 0: not yet. */

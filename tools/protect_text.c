@@ -1,5 +1,6 @@
 #include "tools/protect_text.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -36,6 +37,7 @@ static void print_times(const char *name, const json_t *t)
                num(t, "count"));
 }
 
+/* Each codec's pages and bytes, and how much smaller they got. */
 static void print_codecs(const json_t *p)
 {
     const char *name;
@@ -43,13 +45,17 @@ static void print_codecs(const json_t *p)
     long long pages = 0, bytes = 0;
     printf("  %-14s", "pages");
     json_object_foreach(json_object_get(p, "codecs"), name, c) {
-        printf(" %s %lld (%lld KiB),", name, num(c, "pages"), num(c, "bytes") >> 10);
-        pages += num(c, "pages");
-        bytes += num(c, "bytes");
+        long long n = num(c, "pages"), b = num(c, "bytes");
+        printf(" %s %lld (%lld KiB", name, n, b >> 10);
+        if (b)
+            printf(", %.1f to 1", (double)n * 4096 / (double)b);
+        printf("),");
+        pages += n;
+        bytes += b;
     }
     printf(" unchanged %lld", num(p, "unchanged-pages"));
     if (bytes)
-        printf("; %.1f to 1", (double)pages * 4096 / (double)bytes);
+        printf("; together %.1f to 1", (double)pages * 4096 / (double)bytes);
     putchar('\n');
 }
 
@@ -69,33 +75,133 @@ static void print_capture(const json_t *c)
                num(cow, "cuts"), num(cow, "faults"));
 }
 
-void rp_protect_print(const json_t *p)
+static bool is(const json_t *o, const char *key, const char *value)
 {
-    const json_t *link = json_object_get(p, "link"), *out = json_object_get(p, "outputs");
-    printf("  %-14s %s%s%s%s%s\n", "protection", str(p, "state"), *str(p, "standby") ? " by " : "", str(p, "standby"),
-           *str(p, "reason") ? "; last loss: " : "", str(p, "reason"));
-    print_lease(json_object_get(p, "lease"));
-    if (!json_object_get(p, "committed"))
+    return strcmp(str(o, key), value) == 0;
+}
+
+/* What the state means, and whom it is about. */
+void rp_protect_summary(const json_t *p, char *out, size_t size)
+{
+    static const struct { const char *state, *says; } with[] = {
+        {"leasing", "waiting for the lease, then for"}, {"connecting", "connecting to"}, {"syncing", "syncing to"}, {"protected", "by"},
+        {"unprotected", "unprotected, looking for"}, {"paused", "standing still, looking for"}, {"switched", "handed over to"},
+    };
+    const json_t *percent = json_object_get(json_object_get(p, "sync"), "percent");
+    const char *standby = str(p, "standby");
+    snprintf(out, size, "%s", *standby ? "off" : "-");
+    for (unsigned i = 0; i < sizeof(with) / sizeof(with[0]); i++)
+        if (*standby && is(p, "state", with[i].state))
+            snprintf(out, size, "%s %s", with[i].says, standby);
+    if (percent)
+        snprintf(out, size, "syncing to %s, %.0f %%", standby, json_real_value(percent));
+}
+
+static void print_state(const json_t *p)
+{
+    const char *reason = str(p, "reason");
+    char text[600];
+    rp_protect_summary(p, text, sizeof(text));
+    if (is(p, "state", "off")) {
+        printf("  %-14s off%s%s\n", "protection", *reason ? ": " : "", reason);
         return;
-    printf("  %-14s %lld cut, %lld committed (%lld ms ago), %.0f dirty pages/s\n", "epochs", num(p, "epoch"), num(p, "committed"),
-           num(p, "committed-ms-ago"), json_real_value(json_object_get(p, "dirty-pages-per-second")));
-    const json_t *cost = json_object_get(p, "cost");
-    printf("  %-14s %s; epochs of %.1f ms, vCPUs throttled by %lld %%, %.2f of a core\n", "pressure", str(cost, "pressure"), ms(cost, "epoch-us"),
-           num(cost, "throttle-percent"), json_real_value(json_object_get(cost, "cores")));
-    print_times("pause", json_object_get(p, "pause"));
-    print_times("cut to commit", json_object_get(p, "commit"));
-    print_capture(json_object_get(p, "capture"));
+    }
+    printf("  %-14s %s%s, for %.1f s\n", "protection", is(p, "state", "protected") ? "protected " : "", text, (double)num(p, "since-ms") / 1e3);
+    if (*reason)
+        printf("  %-14s %lld, the last: %s\n", "losses", num(p, "losses"), reason);
+}
+
+static void print_goal(const json_t *g)
+{
+    if (!g)
+        return;
+    printf("  %-14s epochs of %.1f ms", "goal", ms(g, "epoch-us"));
+    if (num(g, "latency-us"))
+        printf(", outputs wait %.1f ms", ms(g, "latency-us"));
+    if (num(g, "bandwidth"))
+        printf(", at most %.1f MiB/s", (double)num(g, "bandwidth") / (1 << 20));
+    if (num(g, "cpu"))
+        printf(", at most %lld %% of a core", num(g, "cpu"));
+    printf("; heartbeats every %lld ms, %lld stream%s, capture %s; without a standby the VM %s\n", num(g, "heartbeat-ms"), num(g, "streams"),
+           num(g, "streams") == 1 ? "" : "s", str(g, "capture"), is(g, "on-loss", "pause") ? "stands still" : "runs");
+}
+
+static void print_progress(const json_t *p)
+{
+    const json_t *s = json_object_get(p, "sync"), *d = json_object_get(p, "disks"), *eta = json_object_get(s, "eta-ms");
+    if (!json_object_get(s, "percent"))
+        return;
+    printf("  %-14s %s: %.1f %%, %lld of %lld MiB of memory", "sync", str(s, "kind"), json_real_value(json_object_get(s, "percent")),
+           num(s, "looked-at-bytes") >> 20, num(s, "to-look-at-bytes") >> 20);
+    if (num(d, "copy-bytes"))
+        printf(", %lld of %lld MiB of disks", num(d, "copied-bytes") >> 20, num(d, "copy-bytes") >> 20);
+    printf("; %.1f MiB/s", (double)num(s, "bytes-per-second") / (1 << 20));
+    if (eta)
+        printf(", %.1f s to go", (double)json_integer_value(eta) / 1e3);
+    putchar('\n');
+}
+
+static void print_outputs(const json_t *out)
+{
     printf("  %-14s %s; waited p50 %.3f ms, p99 %.3f ms, longest %.3f ms; %lld wait now (%lld bytes)\n", "outputs",
            json_is_true(json_object_get(out, "held")) ? "held until committed" : "flow freely", ms(out, "hold-p50-us"), ms(out, "hold-p99-us"),
            ms(out, "hold-max-us"), num(out, "waiting-frames"), num(out, "waiting-bytes"));
-    printf("  %-14s %s, %lld streams, %lld KiB sent, round trip %.3f ms\n", "link", str(link, "transport"), num(link, "streams"),
-           num(link, "bytes") >> 10, ms(link, "rtt-us"));
+}
+
+/* What is so as long as a standby is there. */
+static void print_session(const json_t *p)
+{
+    const json_t *link = json_object_get(p, "link"), *cost = json_object_get(p, "cost");
+    printf("  %-14s %s; epochs of %.1f ms, vCPUs throttled by %lld %%, %.2f of a core\n", "pressure", str(cost, "pressure"), ms(cost, "epoch-us"),
+           num(cost, "throttle-percent"), json_real_value(json_object_get(cost, "cores")));
+    print_capture(json_object_get(p, "capture"));
+    printf("  %-14s %s, %lld stream%s, %lld KiB sent, round trip %.3f ms\n", "link", str(link, "transport"), num(link, "streams"),
+           num(link, "streams") == 1 ? "" : "s", num(link, "bytes") >> 10, ms(link, "rtt-us"));
+}
+
+void rp_protect_print(const json_t *p)
+{
+    bool connected = json_is_true(json_object_get(p, "connected"));
+    print_state(p);
+    print_goal(json_object_get(p, "goal"));
+    print_lease(json_object_get(p, "lease"));
+    if (json_object_get(p, "outputs"))
+        print_outputs(json_object_get(p, "outputs"));
+    if (!json_object_get(p, "committed"))
+        return;
+    print_progress(p);
+    printf("  %-14s %lld cut, %lld committed (%lld behind, %lld ms ago), %.0f dirty pages/s%s\n", "epochs", num(p, "epoch"), num(p, "committed"),
+           num(p, "lag-epochs"), num(p, "committed-ms-ago"), json_real_value(json_object_get(p, "dirty-pages-per-second")),
+           connected ? "" : "; this and below: until the standby was lost");
+    print_times("pause", json_object_get(p, "pause"));
+    print_times("cut to commit", json_object_get(p, "commit"));
+    if (connected)
+        print_session(p);
     print_codecs(p);
+}
+
+void rp_standby_summary(const json_t *s, char *out, size_t size)
+{
+    const char *primary = str(s, "primary"), *at = str(s, "listens-at");
+    if (is(s, "state", "waiting"))
+        snprintf(out, size, "waiting for a primary at %s", at);
+    else if (is(s, "state", "syncing") || is(s, "state", "ready"))
+        snprintf(out, size, "%s, primary %s", str(s, "state"), primary);
+    else if (is(s, "state", "alone"))
+        snprintf(out, size, "alone: has lost its primary (%s), waiting for the lease", str(s, "last-primary"));
+    else if (is(s, "state", "handed-over"))
+        snprintf(out, size, "handed over: waiting for the lease");
+    else if (is(s, "state", "behind"))
+        snprintf(out, size, "behind: may not run what it holds, waiting for a primary at %s", at);
+    else
+        snprintf(out, size, "taking over");
 }
 
 void rp_standby_print(const json_t *s)
 {
-    printf("  %-14s %s at %s%s%s\n", "standby", str(s, "state"), str(s, "listens-at"), *str(s, "primary") ? ", primary " : "", str(s, "primary"));
+    char text[600];
+    rp_standby_summary(s, text, sizeof(text));
+    printf("  %-14s %s, for %.1f s\n  %-14s %s\n", "standby", text, (double)num(s, "since-ms") / 1e3, "listens at", str(s, "listens-at"));
     if (num(s, "epoch"))
         printf("  %-14s epoch %lld (term %lld), cut %lld ms ago; %lld applied\n", "holds", num(s, "epoch"), num(s, "term"), num(s, "epoch-ms-ago"),
                num(s, "epochs-applied"));

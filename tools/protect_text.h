@@ -6,5 +6,9 @@
 
 void rp_protect_print(const json_t *protect);
 void rp_standby_print(const json_t *standby);
+/* The same in a few words, for a table: by whom it is protected, or why not yet ("-": nobody has asked for it; `protect` may be NULL); what a
+ * standby waits for. */
+void rp_protect_summary(const json_t *protect, char *out, size_t size);
+void rp_standby_summary(const json_t *standby, char *out, size_t size);
 
 #endif
