@@ -98,6 +98,18 @@ static int print_json(json_t *j, struct rp_error *err)
     return RP_EXIT_DONE;
 }
 
+static void print_row(const json_t *vm)
+{
+    const json_t *standby = json_object_get(vm, "standby");
+    char text[600];
+    if (standby)
+        rp_standby_summary(standby, text, sizeof(text));
+    else
+        rp_protect_summary(json_object_get(vm, "protect"), text, sizeof(text));
+    printf("%-20s %-14s %8lld %6lld %6lld MiB %8lld s  %s%s\n", str(vm, "name"), str(vm, "status"), num(vm, "pid"), num(vm, "vcpus"),
+           num(vm, "memory-bytes") >> 20, num(vm, "uptime-ms") / 1000, standby ? "standby: " : "", text);
+}
+
 static int status_all(bool json, struct rp_error *err)
 {
     char **paths = NULL;
@@ -125,10 +137,9 @@ static int status_all(bool json, struct rp_error *err)
         size_t i;
         json_t *vm;
         rc = RP_EXIT_DONE;
-        printf("%-20s %-14s %8s %6s %10s %10s\n", "NAME", "STATUS", "PID", "VCPUS", "MEMORY", "UPTIME");
+        printf("%-20s %-14s %8s %6s %10s %10s  %s\n", "NAME", "STATUS", "PID", "VCPUS", "MEMORY", "UPTIME", "PROTECTED");
         json_array_foreach(list, i, vm)
-            printf("%-20s %-14s %8lld %6lld %6lld MiB %8lld s\n", str(vm, "name"), str(vm, "status"), num(vm, "pid"), num(vm, "vcpus"),
-                   num(vm, "memory-bytes") >> 20, num(vm, "uptime-ms") / 1000);
+            print_row(vm);
     }
     json_decref(list);
     return rc;
@@ -154,7 +165,10 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
 
 const struct rp_verb rp_verb_status = {
     .name = "status", .operands = "[NAME]", .max_operands = 1,
-    .summary = "Show a VM's state, or all VMs that run here.",
+    .summary = "Show a VM's state, or all VMs that run or stand by here.",
+    .details = "Of all VMs a table, whose last column says by whom each is protected (-: nobody has asked for it), or what a standby waits for. Of one VM "
+               "also its protection: the goal that was set, how far a sync is, epochs and how far they lag, pauses, how long outputs waited, pages and "
+               "bytes by codec, and the lease. Programs read --json; the text may change.",
     .groups = {RP_OPT_GROUP("Options", status_options)},
     .opts_size = sizeof(struct status_opts),
     .run = run,

@@ -74,8 +74,8 @@ class Walk:
         self.monitors.append(Monitor(self, words, env or self.env))
         return self.monitors[-1]
 
-    def boot(self, name, *words, guest="idle", append=None, env=None, wait=True):
-        vm = self.start("run", "--name", name, "--memory", "16M", "--kernel", str(self.guests / f"{guest}.elf"), "--rng", "off", "--balloon", "off",
+    def boot(self, name, *words, guest="idle", append=None, env=None, wait=True, memory="16M"):
+        vm = self.start("run", "--name", name, "--memory", memory, "--kernel", str(self.guests / f"{guest}.elf"), "--rng", "off", "--balloon", "off",
                         *(["--append", append] if append else []), *words, env=env)
         if wait:
             self.until(lambda: self.status(name, env).get("status") == "running", f"{name} runs", vm)
@@ -193,12 +193,19 @@ def walk_two_directories(w):
     must_not_say(done.stdout, "is not found")
 
 
-def protected(w, name="vm", uri=None, ttl="1s", env=None, words=()):
+TTL, HEARTBEAT = "2s", "500ms"      # a machine that does other things stalls for long
+
+
+def protect(w, name, uri, *words, env=None):
+    w.ask("protect", name, uri, "--lease", f"file:{w.folder}/lease", "--lease-ttl", TTL, "--heartbeat", HEARTBEAT, *words, env=env)
+
+
+def protected(w, name="vm", uri=None, env=None, words=()):
     """A VM and its standby, protected under a lease in the folder."""
     vm = w.boot(name, env=env)
     uri = uri or f"unix:{w.folder}/link"
-    standby = w.stand_by(name, uri, "--lease-ttl", ttl)
-    w.ask("protect", name, uri, "--lease", f"file:{w.folder}/lease", "--lease-ttl", ttl, *words, env=env)
+    standby = w.stand_by(name, uri, "--lease-ttl", TTL)
+    protect(w, name, uri, *words, env=env)
     return vm, standby
 
 
@@ -211,7 +218,7 @@ def walk_lines(w):
     """Who reads standard error sees what happens to a pair, once, with its reason"""
     vm, standby = protected(w)
     w.ask("unprotect", "vm")
-    w.ask("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "1s")
+    protect(w, "vm", f"unix:{w.folder}/link")
     vm.process.send_signal(signal.SIGSTOP)
     w.until(lambda: w.status("vm", w.there()).get("status") == "running", "the standby has taken over", standby)
     vm.process.send_signal(signal.SIGCONT)
@@ -223,6 +230,7 @@ def walk_lines(w):
     once(vm, r'^reprise: warn: VM "vm": LEASE_LOST: the lease was lost, outputs were shut \(lease file:.*\): .*\w')
     once(vm, r'^reprise run: VM "vm" goes on elsewhere')
     check(len(re.findall(r'^reprise: notice: VM "vm": STANDBY_READY at epoch \d+ ', standby, re.M)) == 2, standby)
+    once(standby, r'^reprise: notice: VM "vm": PRIMARY_LEFT at epoch \d+: the primary parted from its standby \(how stopped\)$')
     once(standby, r'^reprise: notice: VM "vm": STANDBY_FORGOT: the standby forgot what it held: the primary ended the protection$')
     once(standby, r'^reprise: warn: VM "vm": PRIMARY_LOST at epoch \d+: the standby lost its primary \(how lost\): .*\w')
     once(standby, r'^reprise: notice: VM "vm": TAKEN_OVER at epoch \d+: taken over from a primary that was lost \(term \d+, ')
@@ -231,7 +239,7 @@ def walk_lines(w):
     quiet = w.start("standby", "--name", "quiet", "--listen", f"unix:{w.folder}/quiet", "--lease", "none", env={**w.env, "REPRISE_LOG": "warn"})
     w.until(lambda: w.status("quiet").get("standby"), "a standby waits", quiet)
     w.boot("quiet", env=w.there())
-    w.ask("protect", "quiet", f"unix:{w.folder}/quiet", "--lease", "none", env=w.there())
+    w.ask("protect", "quiet", f"unix:{w.folder}/quiet", "--lease", "none", "--heartbeat", HEARTBEAT, env=w.there())
     check(not quiet.text(), quiet.text())
 
 
@@ -268,7 +276,7 @@ def walk_standby_qmp(w):
                     "system_reset", "system_powerdown", "unprotect", "failover"):
         check(qmp.ask(command) == f"{command}: the VM does not run here: this is its standby, which waits", f"{command}: {qmp.ask(command)}")
     w.boot("vm")
-    w.ask("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease")
+    protect(w, "vm", f"unix:{w.folder}/link")
     uuid = Qmp(w.folder / "rt" / "vm.sock").ask("query-uuid")
     check(qmp.ask("query-uuid") == uuid and qmp.ask("query-vm")["uuid"] == uuid["UUID"], f"{qmp.ask('query-uuid')}, not {uuid}")
     check(qmp.ask("query-standby")["primary"], "its primary is not named")
@@ -276,6 +284,73 @@ def walk_standby_qmp(w):
     w.until(lambda: qmp.ask("query-standby")["state"] == "waiting", "the standby has forgotten the VM")
     must_say(qmp.ask("query-uuid"), "^query-uuid: this is a standby that waits: ")
     check(not qmp.ask("query-standby")["primary"] and not qmp.ask("query-standby")["last-primary"], f"a primary that is gone: {qmp.ask('query-standby')}")
+
+
+def walk_status_of_a_pair(w):
+    """`status` says by whom a VM is protected, how, and how well, and what a standby waits for"""
+    uri = f"unix:{w.folder}/link"
+    vm, standby = protected(w, words=("--epoch", "40ms", "--latency", "8ms", "--bandwidth", "100M", "--cpu", "70", "--on-loss", "run"))
+    w.until(lambda: w.status("vm")["protect"]["committed"] > 2, "some epochs", vm)
+    goal = w.status("vm")["protect"]["goal"]
+    check(goal == {"epoch-us": 40000, "latency-us": 8000, "bandwidth": 100 << 20, "cpu": 70, "streams": 1, "heartbeat-ms": 500, "capture": "auto",
+                   "on-loss": "run"}, goal)
+    must_say(w.ask("status"), "^NAME +STATUS .* PROTECTED$", f"^vm +running .*  by {uri}$")
+    must_say(w.ask("status", env=w.there()), "^vm +inmigrate .*  standby: ready, primary ")
+    said = w.ask("status", "vm")
+    must_say(said, rf"^  protection +protected by {uri}, for \d", r"^  goal +epochs of 40.0 ms, outputs wait 8.0 ms, at most 100.0 MiB/s, at most 70 % of a core; "
+             r"heartbeats every 500 ms, 1 stream, capture auto; without a standby the VM runs$", r"^  lease .* held, term 1, \d+ ms of 2000 ms left",
+             r"^  outputs +held until committed; waited p50 .* p99 .* longest ", r"^  epochs +\d+ cut, \d+ committed \(\d+ behind, \d+ ms ago\), \d+ dirty pages/s$",
+             r"^  pause +p50 .* p99 .* longest ", r"^  link +unix, 1 stream, ", r"^  pages .* lz4 \d+ \(\d+ KiB, [\d.]+ to 1\), .*together [\d.]+ to 1$")
+    must_not_say(said, "^  sync ", "^  losses ")
+    check("by " + uri in w.ask("top", "--rounds", "1"), "top")
+
+    standby.end()
+    w.until(lambda: w.status("vm")["protect"]["state"] == "unprotected", "the standby is missed", vm)
+    must_say(w.ask("status"), f"^vm +running .*  unprotected, looking for {uri}$")
+    said = w.ask("status", "vm")
+    must_say(said, f"^  protection +unprotected, looking for {uri}, for ", "^  losses +1, the last: ", "until the standby was lost$")
+    must_not_say(said, "protected by", "^  link ", "^  pressure ")
+    check(w.status("vm")["protect"]["connected"] is False, "it is connected to nobody")
+    w.ask("unprotect", "vm")
+    must_say(w.ask("status"), "^vm +running .*  -$")
+    said = w.ask("status", "vm")
+    must_say(said, "^  protection +off$")
+    must_not_say(said, uri, "^  epochs ", "^  goal ")
+    check("standby" not in w.status("vm")["protect"], "a standby is named")
+
+    standby = w.stand_by("vm", uri, "--lease-ttl", TTL)
+    must_say(w.ask("status", env=w.there()), rf"^vm +inmigrate .*  standby: waiting for a primary at {uri}$")
+    protect(w, "vm", uri)
+    w.ask("unprotect", "vm")
+    w.until(lambda: w.status("vm", w.there())["standby"]["state"] == "waiting", "the VM is forgotten", standby)
+    must_say(w.ask("status", "vm", env=w.there()), rf"^  standby +waiting for a primary at {uri}, for ")
+    must_not_say(w.ask("status", "vm", env=w.there()), "primary unix")
+    protect(w, "vm", uri)
+    vm.process.send_signal(signal.SIGSTOP)
+    w.until(lambda: w.status("vm", w.there()).get("standby", {}).get("state") != "ready", "the standby misses its primary", standby)
+    must_say(w.ask("status", env=w.there()), r"standby: (alone: has lost its primary \(unix socket\), waiting for the lease|taking over)$|running .* -$")
+
+
+def walk_progress(w):
+    """A sync says how far it is"""
+    w.boot("vm", guest="dirtier", append="ws=160M rate=1 fill=random", memory="256M")
+    standby = w.stand_by("vm", f"unix:{w.folder}/link")
+    qmp = Qmp(w.folder / "rt" / "vm.sock")
+    w.until(lambda: int(re.search(r"^Rss:\s+(\d+)", pathlib.Path(f"/proc/{w.monitors[0].process.pid}/smaps_rollup").read_text(), re.M)[1]) > 160 << 10,
+            "the guest has filled its memory")
+    protect = w.start("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "20s", "--heartbeat", "10s")
+    w.until(lambda: qmp.ask("query-protect").get("sync", {}).get("percent"), "the sync has begun", protect)
+    standby.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    sync = w.status("vm")["protect"]["sync"]
+    check(0 < sync["percent"] < 100 and sync["bytes-per-second"] > 0 and sync["eta-ms"] > 0 and sync["to-look-at-bytes"] >= 100 << 20, sync)
+    must_say(w.ask("status", "vm"), f"^  protection +syncing to unix:{w.folder}/link, \\d+ %, for ", r"^  sync +full: [\d.]+ %, \d+ of \d+ MiB of memory; "
+             r"[\d.]+ MiB/s, [\d.]+ s to go$")
+    must_say(w.ask("status"), f"^vm +running .*  syncing to unix:{w.folder}/link, \\d+ %$")
+    must_say(w.ask("top", "--rounds", "1"), r"^  sync +full: [\d.]+ %")
+    standby.process.send_signal(signal.SIGCONT)
+    check(protect.end(0) == DONE, protect.text())
+    check("percent" not in w.status("vm")["protect"]["sync"], "it is over")
 
 
 def leave_a_lease(w):
@@ -311,6 +386,7 @@ def walk_protection_while_waiting(w):
     w.start("protect", "vm", f"unix:{w.folder}/link", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
     w.until(lambda: w.status("vm")["protect"]["state"] == "leasing", "it waits for the lease")
     check(vm.end(signal.SIGINT) == INTERRUPTED, f"exit code {vm.process.returncode}: {vm.text()}")
+    must_not_say(vm.text(), "PROTECT_LOST")
 
 
 def main():
