@@ -71,8 +71,8 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
         return vm->standby ? rp_standby_force(vm, err) : rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it runs here; \"force\" is for "
                                                                        "a standby whose primary is gone");
     if (vm->standby)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "this is its standby: it takes over by itself when its primary is dead; "
-                             "one that is behind does with --force, and loses what came later");
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the VM does not run here: this is its standby, which takes over by itself when "
+                             "its primary is dead; one that is behind does with --force, and loses what came later");
     if (!rp_protection_active(vm) || rp_protection_ending(vm))      /* a job holds on to it */
         return rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "it is not protected: there is no standby to go on with it");
     struct failover *f = calloc(1, sizeof(*f));

@@ -273,8 +273,9 @@ def walk_standby_qmp(w):
     check(qmp.ask("query-name") == {"name": "vm"} and qmp.ask("query-kvm")["enabled"] and qmp.ask("query-version")["package"], "who it is")
     check(qmp.ask("query-jobs") == [] and qmp.ask("query-commands") and qmp.ask("query-events") and qmp.ask("query-history") == [], "what there is")
     for command in ("query-block", "query-blockstats", "query-cpus-fast", "query-memory-size-summary", "query-balloon", "query-protect", "stop", "cont",
-                    "system_reset", "system_powerdown", "unprotect", "failover"):
+                    "system_reset", "system_powerdown", "unprotect"):
         check(qmp.ask(command) == f"{command}: the VM does not run here: this is its standby, which waits", f"{command}: {qmp.ask(command)}")
+    must_say(qmp.ask("failover"), "^the VM does not run here: .* one that is behind does with --force")
     w.boot("vm")
     protect(w, "vm", f"unix:{w.folder}/link")
     uuid = Qmp(w.folder / "rt" / "vm.sock").ask("query-uuid")
