@@ -32,6 +32,7 @@ struct rp_fence {
     enum rp_fence_state state;  /* lock */
     uint64_t turn;              /* lock: grows with each change of state: "the same state" may be another one */
     uint64_t follow;            /* lock: WAITING: the term that has to precede ours; 0: any */
+    uint64_t least;             /* lock: WAITING: ours is not below; follow + 1, and after a yield follow too: nobody need have had that */
     uint64_t term;              /* lock: ours when HELD, else the newest seen */
     uint64_t losses;            /* lock */
     uint64_t deadline_ns;       /* lock: of the outputs */
@@ -179,7 +180,7 @@ static uint64_t own_term(struct rp_fence *f, uint64_t follow, const struct rp_le
 }
 
 /* One attempt to follow. Returns the ms until the next; 0: decided. */
-static unsigned try_once(struct rp_fence *f, uint64_t follow)
+static unsigned try_once(struct rp_fence *f, uint64_t follow, uint64_t least)
 {
     struct rp_lease_holder h;
     struct rp_lease_grant g;
@@ -195,9 +196,9 @@ static unsigned try_once(struct rp_fence *f, uint64_t follow)
     }
     if (rc == 0 && !behind)
         rc = rp_lease_try(f->lease, &g, &again_ns, &why);
-    if (rc == 0 && !behind && !f->none && follow && g.term != follow + 1) {
+    if (rc == 0 && !behind && !f->none && follow && (g.term > follow + 1 || g.term < least)) {
         behind = true;
-        other = g.term <= follow;
+        other = g.term < least;
         if (rp_lease_release(f->lease, NULL) < 0) {
             /* it runs out by itself */
         }
@@ -301,10 +302,11 @@ static unsigned step(struct rp_fence *f)
     pthread_mutex_lock(&f->op);
     pthread_mutex_lock(&f->lock);
     enum rp_fence_state s = f->state;
-    uint64_t follow = f->follow;
     if (s == RP_FENCE_LOST) {           /* on_lost came from within the keeper: it is ended from here */
-        follow = f->follow = f->term;
+        f->follow = f->term;
+        f->least = f->term + 1;
     }
+    uint64_t follow = f->follow, least = f->least;
     pthread_mutex_unlock(&f->lock);
     unsigned ms = UINT32_MAX;
     bool decided = false;
@@ -319,7 +321,7 @@ static unsigned step(struct rp_fence *f)
         pthread_mutex_unlock(&f->lock);
         ms = 1;
     } else if (s == RP_FENCE_WAITING) {
-        ms = try_once(f, follow);
+        ms = try_once(f, follow, least);
         decided = ms == 0;
         ms = decided ? UINT32_MAX : ms;
     } else if (s == RP_FENCE_WATCHING) {
@@ -420,12 +422,13 @@ void rp_fence_bind(struct rp_fence *f, struct rp_machine *m)
     pthread_mutex_unlock(&f->lock);
 }
 
-static void change_to(struct rp_fence *f, enum rp_fence_state s, uint64_t follow)
+static void change_to(struct rp_fence *f, enum rp_fence_state s, uint64_t follow, uint64_t least)
 {
     pthread_mutex_lock(&f->op);         /* what is being asked right now is waited for */
     pthread_mutex_lock(&f->lock);
     if (f->state != RP_FENCE_HELD && f->state != RP_FENCE_LOST) {
         f->follow = follow;
+        f->least = least;
         set_state(f, s);
     }
     pthread_mutex_unlock(&f->lock);
@@ -434,12 +437,17 @@ static void change_to(struct rp_fence *f, enum rp_fence_state s, uint64_t follow
 
 void rp_fence_watch(struct rp_fence *f)
 {
-    change_to(f, RP_FENCE_WATCHING, 0);
+    change_to(f, RP_FENCE_WATCHING, 0, 0);
 }
 
 void rp_fence_follow(struct rp_fence *f, uint64_t term)
 {
-    change_to(f, RP_FENCE_WAITING, term);
+    change_to(f, RP_FENCE_WAITING, term, term + 1);
+}
+
+void rp_fence_retake(struct rp_fence *f, uint64_t term)
+{
+    change_to(f, RP_FENCE_WAITING, term + 1, term + 1);
 }
 
 bool rp_fence_stand_back(struct rp_fence *f)

@@ -62,8 +62,10 @@ void rp_fence_bind(struct rp_fence *f, struct rp_machine *m);
 void rp_fence_watch(struct rp_fence *f);
 /* Back to watching after follow, because the holder is alive after all. False: it is too late, the lease is ours or will be. */
 bool rp_fence_stand_back(struct rp_fence *f);
-/* Tries until the lease is HELD, with term + 1 at most (F2), or BEHIND. 0: with any term. */
+/* Tries until the lease is HELD, with term + 1 (F2), or BEHIND. 0: with any term. */
 void rp_fence_follow(struct rp_fence *f, uint64_t term);
+/* Likewise for who has yielded `term` and is left in the dark (F2): with term + 1, or with term + 2 when somebody has had that. */
+void rp_fence_retake(struct rp_fence *f, uint64_t term);
 /* Waits until follow has come to an end. 0: HELD. -ESTALE: BEHIND. -ETIMEDOUT. */
 int rp_fence_wait(struct rp_fence *f, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;
 

@@ -68,7 +68,7 @@ static int owner_yield(void *ctx, struct rp_error *err)
 static int owner_retake(void *ctx, struct rp_error *err)
 {
     struct rp_protection *p = ctx;
-    rp_fence_follow(p->vm->fence, atomic_load(&p->yielded) + 1);
+    rp_fence_retake(p->vm->fence, atomic_load(&p->yielded));
     int rc = rp_fence_wait(p->vm->fence, RETAKE_MS, err);
     if (rc == 0)
         atomic_store(&p->yielded, 0);

@@ -246,6 +246,20 @@ Test(fence, F1_lost_and_behind_when_somebody_has_taken_over)
     rp_fence_close(b);
 }
 
+/* A switchover whose standby dies before it has taken the lease: the term that was given up is the newest there is. */
+Test(fence, F2_a_source_goes_on_when_nobody_has_taken_what_it_gave_up)
+{
+    struct rp_fence *a = open_fence("a");
+    struct rp_error err = {0};
+    cr_assert_eq(rp_fence_take(a, 0, &err), 0, "%s", err.text);
+    uint64_t term = rp_fence_term(a);
+    cr_assert_eq(rp_fence_yield(a, &err), 0, "%s", err.text);
+    rp_fence_retake(a, term);
+    cr_assert_eq(rp_fence_wait(a, LONG_MS, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_fence_term(a), term + 1);
+    rp_fence_close(a);
+}
+
 /* A switchover in the dark: the source has given the lease up and hears nothing more. */
 Test(fence, F2_a_source_in_the_dark_goes_on_only_while_the_standby_has_not)
 {
@@ -255,7 +269,7 @@ Test(fence, F2_a_source_in_the_dark_goes_on_only_while_the_standby_has_not)
     cr_assert_eq(rp_fence_yield(a, &err), 0);
     rp_fence_follow(b, 1);
     cr_assert_eq(rp_fence_wait(b, LONG_MS, &err), 0);
-    rp_fence_follow(a, 2);          /* 1 was ours, 2 may be the standby's, whose outputs are shut under it */
+    rp_fence_retake(a, 1);          /* 1 was ours, 2 may be the standby's, whose outputs are shut under it */
     cr_assert_eq(rp_fence_wait(a, (int)TTL_MS, &err), -ETIMEDOUT, "it holds the lease still");
     rp_fence_close(b);              /* and dies before it opened them */
     cr_assert_eq(rp_fence_wait(a, LONG_MS, &err), 0, "%s", err.text);
@@ -266,7 +280,7 @@ Test(fence, F2_a_source_in_the_dark_goes_on_only_while_the_standby_has_not)
     rp_fence_follow(c, 3);
     cr_assert_eq(rp_fence_wait(c, LONG_MS, &err), 0);
     cr_assert_eq(rp_fence_disown(c, &err), 0);      /* this one opens them without having heard from the source */
-    rp_fence_follow(a, 4);
+    rp_fence_retake(a, 3);
     cr_assert_eq(rp_fence_wait(a, LONG_MS, &err), -ESTALE);
     rp_fence_close(a);
     rp_fence_close(c);

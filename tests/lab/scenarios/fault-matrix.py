@@ -194,7 +194,7 @@ CASES = [
     ("image-apply", 20, "standby_error"), ("image-apply", 20, "standby_death"),
     ("link-ack-send", 1, "standby_error"), ("link-ack-send", 30, "standby_error"), ("link-ack-send", 30, "standby_death"),
     ("load-section", 1, "failed_switch"), ("takeover-claimed", 1, "failed_switch"), ("takeover-entered", 1, "failed_switch"),
-    ("takeover-claimed", "1:kill", "failed_switch"), ("takeover-entered", "1:kill", "failed_switch"),
+    ("lease-acquire", "1:kill", "failed_switch"), ("takeover-claimed", "1:kill", "failed_switch"), ("takeover-entered", "1:kill", "failed_switch"),
     ("takeover-runs", "1:stall", "late_word"), ("lease-acquire", 1, "late_takeover"), ("takeover-claimed", 1, "late_takeover"),
     ("link-hello", 1, "primary_error"), ("link-lane", 1, "primary_recovers"), ("cut", 20, "primary_error"),
     ("link-record", 3, "primary_error"), ("link-epoch-end", 1, "primary_error"), ("link-epoch-end", 30, "primary_error"),
