@@ -70,7 +70,6 @@ static int settle_with_source(struct rp_standby *s, struct rp_error *err)
 static int run_here(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_vm *vm = s->vm;
-    vm->fence_losses = rp_fence_losses(vm->fence);
     vm->fence_taken = true;
     rp_fence_bind(vm->fence, vm->machine);
     int rc = s->o->paused ? rp_machine_pause(vm->machine, RP_PAUSE_USER, err) : 0;
@@ -161,6 +160,7 @@ void rp_standby_on_fence(struct rp_vm *vm)
     struct rp_error err = {0};
     struct rp_fence_info info;
     enum rp_standby_state state = rp_standby_state(s);
+    vm->fence_losses = rp_fence_losses(vm->fence);      /* before it is seen to be held: a loss while the VM is entered is yet to be seen to */
     switch (rp_fence_state(vm->fence)) {
     case RP_FENCE_HELD:
         if (state == RP_STANDBY_ALONE || state == RP_STANDBY_HANDED_OVER || s->again)

@@ -132,6 +132,19 @@ class Matrix:
         self.guest.job.kill()
         self.taken_over()
 
+    def lost_meanwhile(self, fault):
+        """The standby's lease is lost while it takes over: its guest stands still, and goes on once the lease is held again."""
+        self.protected(fault)
+        self.guest.job.kill()
+        self.lab.wait_until(self.fired, 60, "the standby is taking over")
+        host = self.pair.standby
+        pid = host.run("pgrep -ox reprise").output.strip()
+        limit = f"prlimit --pid {pid} --nofile="        # without descriptors it cannot look at its lease
+        host.run(f"{limit}16:")
+        self.lab.wait_until(lambda: "vcpu" in host.run(f"cat /proc/{pid}/task/*/comm").output, 60, "the standby has taken over")
+        host.run(f"{limit}1024:")
+        self.taken_over()
+
     # -- cases: the primary's side ------------------------------------------------------------------------------------
 
     def primary_error(self, fault):
@@ -196,6 +209,7 @@ CASES = [
     ("load-section", 1, "failed_switch"), ("takeover-claimed", 1, "failed_switch"), ("takeover-entered", 1, "failed_switch"),
     ("lease-acquire", "1:kill", "failed_switch"), ("takeover-claimed", "1:kill", "failed_switch"), ("takeover-entered", "1:kill", "failed_switch"),
     ("takeover-runs", "1:stall", "late_word"), ("lease-acquire", 1, "late_takeover"), ("takeover-claimed", 1, "late_takeover"),
+    ("takeover-entered", "1:stall", "lost_meanwhile"),
     ("link-hello", 1, "primary_error"), ("link-lane", 1, "primary_recovers"), ("cut", 20, "primary_error"),
     ("link-record", 3, "primary_error"), ("link-epoch-end", 1, "primary_error"), ("link-epoch-end", 30, "primary_error"),
     ("link-heartbeat", 10, "primary_recovers"), ("link-path", 5, "primary_recovers"), ("link-spare", 1, "primary_recovers"),
