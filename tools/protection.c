@@ -169,7 +169,9 @@ static void forget(struct rp_vm *vm)
 {
     struct rp_protection *p = vm->protection;
     struct rp_error err = {0};
-    if (rp_protection_pauses(vm) && rp_machine_state(vm->machine) == RP_VM_PAUSED && rp_machine_resume(vm->machine, RP_PAUSE_STANDBY, &err) < 0)
+    enum rp_run_state state = rp_machine_state(vm->machine);
+    bool ended = state == RP_VM_SHUTDOWN || state == RP_VM_FAILED;
+    if (rp_protection_pauses(vm) && !ended && rp_machine_resume(vm->machine, RP_PAUSE_STANDBY, &err) < 0)
         rp_log(RP_LOG_ERROR, "--on-loss pause is over, and the VM cannot go on: %s", err.text);
     vm->protection = NULL;
     rp_vm_unwatch_close(vm, p->event_fd);

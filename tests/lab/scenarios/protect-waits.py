@@ -73,6 +73,20 @@ def paused_stays_paused(lab, pair, guest, x, y):
     lab.log("handed over while it was paused, and resumed there")
 
 
+def unprotected_before_it_ran(lab, pair, guest, x):
+    """A guest that was started paused and waits for a standby, too, runs once it is unprotected and resumed."""
+    x.run(f"reprise quit {guest.name}")
+    lab.wait_until(lambda: x.run(f"reprise status {guest.name}", check=False).rc == 3, 20, "the guest has ended")
+    x.background(f"exec {guest.command()} --paused")
+    lab.wait_until(lambda: x.run(f"reprise status {guest.name}", check=False).rc == 0, 20, "the next one is there")
+    x.run(f"reprise protect {guest.name} unix:/run/nobody --key {KEY} --lease none --on-loss pause --no-wait")
+    lab.wait_until(lambda: '"standby"' in x.run(f"reprise status {guest.name} --json").output.split('"uptime-ms"')[0], 20, "it lacks a standby")
+    x.run(f"reprise unprotect {guest.name}")
+    x.run(f"reprise resume {guest.name}")
+    lab.wait_until(lambda: '"running"' in x.run(f"reprise status {guest.name} --json").output, 20, "it runs")
+    lab.log("unprotected before it ran, and resumed")
+
+
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "unprotect", "status")
     (host,) = lab.hosts("a")
@@ -119,4 +133,5 @@ def run(lab):
     x.run(f"reprise unprotect {guest.name}")
     refused_and_taken_over(lab, pair, guest, x, y, Side(host, "z", 3))
     paused_stays_paused(lab, pair, guest, x, y)
+    unprotected_before_it_ran(lab, pair, guest, x)
     host.kernel_log_must_be_clean()
