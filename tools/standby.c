@@ -233,11 +233,11 @@ static void note_end(struct rp_standby *s, const struct rp_link_outcome *o)
 }
 
 /* A session has ended. False: serving is over, the control thread goes on. */
-static bool after_session(struct rp_standby *s)
+static bool after_session(struct rp_standby *s, const struct rp_link_outcome *o)
 {
-    const struct rp_link_outcome *o = &s->outcome;
     if (o->end == RP_LINK_CANCELLED)
         return false;
+    s->outcome = *o;        /* what a takeover goes by; that its wait for the next session is cancelled is no news */
     note_end(s, o);
     if (o->end == RP_LINK_STOPPED || s->unusable)
         return forget(s, &s->failure) == 0;
@@ -256,8 +256,9 @@ static void *serve_main(void *arg)
     struct rp_standby *s = arg;
     bool more = true;
     while (more) {
-        int rc = rp_link_serve(s->recv, &s->outcome, &s->failure);
-        more = rc == 0 && after_session(s);
+        struct rp_link_outcome o;
+        int rc = rp_link_serve(s->recv, &o, &s->failure);
+        more = rc == 0 && after_session(s, &o);
     }
     (void)eventfd_write(s->event_fd, 1);
     return NULL;

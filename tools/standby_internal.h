@@ -37,7 +37,7 @@ struct rp_standby {
     uint64_t epoch, term, epoch_wall_ns, applied;   /* lock: newest whole epoch, 0: none; how many there were */
     bool stale;                     /* lock: a primary has said that `epoch` may not be entered any more (S4) */
     char why[256];                  /* lock: how the last session ended */
-    struct rp_link_outcome outcome; /* serving thread; control once it has ended */
+    struct rp_link_outcome outcome; /* of the last session; serving thread; control once that has ended */
     struct rp_error failure;        /* likewise: the thread cannot go on */
 };
 

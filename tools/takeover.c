@@ -59,6 +59,8 @@ static int settle_with_source(struct rp_standby *s, struct rp_error *err)
     int rc = s->outcome.end == RP_LINK_FINAL ? rp_link_recv_running(s->recv, ANSWER_MS, &why) : -EPIPE;
     if (rc == 0)
         return 0;
+    if (rp_fence_is_none(f) && s->outcome.end != RP_LINK_FINAL)
+        return 0;       /* silence is a death, as ever without a lease */
     if (rp_fence_is_none(f))
         return rp_error_exit(err, RP_EXIT_REFUSED, rc, "without a lease only the source's answer can say that it stays down: %s", why.text);
     while ((rc = rp_fence_disown(f, err)) < 0 && rc != -ESTALE)

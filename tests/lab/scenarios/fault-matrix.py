@@ -195,11 +195,17 @@ class Matrix:
         self.switch()
 
     def death_in_switch(self, fault):
-        """The source dies in the middle of a switchover: the standby, which holds the last epoch, goes on."""
+        """The source dies in the middle of a switchover: the standby, which holds the last epoch, goes on.
+
+        It cannot know that the source is dead: it moves the lease on twice, so that the source could not go on either.
+        """
         self.armed_primary(fault + ":kill")
         self.protected()
+        term = json.loads(self.pair.status())["protect"]["lease"]["term"]
         self.pair.primary.run(f"reprise failover {self.guest.name}", timeout_s=120, check=False)
         self.taken_over()
+        now = json.loads(self.pair.status())["protect"]["lease"]["term"]
+        self.lab.check(now == term + 2, f"the standby has opened its outputs under term {now}, after {term}")
 
 
 CASES = [
