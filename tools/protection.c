@@ -234,10 +234,15 @@ void rp_protection_end(struct rp_vm *vm)
 
 void rp_protection_stop(struct rp_vm *vm, bool forget_image)
 {
-    if (!vm->protection)
+    struct rp_protection *p = vm->protection;
+    enum rp_protect_end how = forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE;
+    if (!p)
         return;
     atomic_store(&vm->fence_give_up, true);
-    stop_run(vm->protection, forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE);
+    rp_protect_end(p->protect, how);
+    pthread_mutex_lock(&p->lock);       /* a job that waited for a switchover is through with it then */
+    stop_run(p, how);
+    pthread_mutex_unlock(&p->lock);
     forget(vm);
 }
 
