@@ -232,16 +232,22 @@ void rp_protection_end(struct rp_vm *vm)
     reap(p);
 }
 
+void rp_protection_part(struct rp_vm *vm, bool forget_image)
+{
+    if (!vm->protection)
+        return;
+    atomic_store(&vm->fence_give_up, true);
+    rp_protect_end(vm->protection->protect, forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE);
+}
+
 void rp_protection_stop(struct rp_vm *vm, bool forget_image)
 {
     struct rp_protection *p = vm->protection;
-    enum rp_protect_end how = forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE;
     if (!p)
         return;
-    atomic_store(&vm->fence_give_up, true);
-    rp_protect_end(p->protect, how);
+    rp_protection_part(vm, forget_image);
     pthread_mutex_lock(&p->lock);       /* a job that waited for a switchover is through with it then */
-    stop_run(p, how);
+    stop_run(p, forget_image ? RP_PROTECT_FORGET : RP_PROTECT_LEAVE);
     pthread_mutex_unlock(&p->lock);
     forget(vm);
 }

@@ -14,6 +14,8 @@
 int rp_protection_start(struct rp_vm *vm, const struct rp_pair_options *p, bool patient, struct rp_error *err) RP_MUST_CHECK;
 /* Ends it and has the standby forget the VM; returns before that is over. */
 void rp_protection_end(struct rp_vm *vm);
+/* rp_protection_stop is to come: nobody waits for a switchover any more. */
+void rp_protection_part(struct rp_vm *vm, bool forget);
 /* Ends it, if there is one, and waits. `forget`: the standby is told to forget the VM; otherwise it takes over. */
 void rp_protection_stop(struct rp_vm *vm, bool forget);
 /* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */

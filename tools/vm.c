@@ -222,6 +222,9 @@ static void unpair(struct rp_vm *vm)
 {
     bool ended = vm->machine && rp_machine_state(vm->machine) == RP_VM_SHUTDOWN;
     rp_standby_stop(vm);
+    rp_protection_part(vm, ended);
+    rp_jobs_destroy(vm->jobs);      /* one may wait for a switchover, or be about to ask for it */
+    vm->jobs = NULL;
     rp_protection_stop(vm, ended);
     if (ended && (!vm->fence || rp_fence_state(vm->fence) == RP_FENCE_HELD))
         rp_machine_disks_ended(vm->machine);
@@ -235,7 +238,6 @@ void rp_vm_close(struct rp_vm *vm)
     if (vm->qmp_path[0])
         unlink(vm->qmp_path);
     unpair(vm);
-    rp_jobs_destroy(vm->jobs);
     rp_qmp_destroy(vm->qmp);
     if (vm->machine)
         rp_machine_destroy(vm->machine);
