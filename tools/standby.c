@@ -35,17 +35,25 @@ enum rp_standby_state rp_standby_state(struct rp_standby *s)
 
 /* --- the serving thread --- */
 
-/* The machine around the image's RAM, outputs shut (S3). A primary is protected only once it is known that this host can run the VM: the
- * first whole epoch is entered to see it. Disks are opened at the takeover: as long as epochs are applied to them they are not a machine's. */
+/* The machine around the image's RAM, outputs shut (S3). Disks are opened at the takeover: as long as epochs are applied to them they are
+ * not a machine's. */
 static int make_ahead(struct rp_standby *s, struct rp_error *err)
 {
-    struct rp_machine_config *cfg = s->machine ? NULL : malloc(sizeof(*cfg));
+    struct rp_machine_config *cfg = malloc(sizeof(*cfg));
     if (!cfg)
-        return s->machine ? 0 : rp_error_set(err, ENOMEM, "no memory for a machine");
+        return rp_error_set(err, ENOMEM, "no memory for a machine");
     *cfg = s->o->machine;
     cfg->disks_later = true;
     int rc = rp_entry_make(s->entry, cfg, s->vm->events, &s->machine, err);
     free(cfg);
+    return rc;
+}
+
+/* A primary is protected only once it is known that this host can run the VM: the first whole epoch of a session is entered to see it, also
+ * by a machine that there was: who starts a VM anew under its id may have changed it. */
+static int rehearse(struct rp_standby *s, struct rp_error *err)
+{
+    int rc = s->machine ? 0 : make_ahead(s, err);
     if (rc == 0)
         rc = rp_machine_rehearse(s->machine, rp_image_sections(rp_entry_image(s->entry)), err);
     s->unusable = rc < 0;
@@ -58,11 +66,11 @@ static int make_ahead(struct rp_standby *s, struct rp_error *err)
 static int on_applied(void *ctx, struct rp_image *image, struct rp_error *err)
 {
     struct rp_standby *s = ctx;
-    int rc = make_ahead(s, err);
+    bool first = rp_standby_state(s) != RP_STANDBY_READY;
+    int rc = first ? rehearse(s, err) : 0;
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&s->lock);
-    bool first = s->state != RP_STANDBY_READY;
     s->stale = false;
     s->epoch = rp_image_epoch(image);
     s->term = rp_image_header(image)->term;
