@@ -86,7 +86,7 @@ void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, cons
 void rp_event_plain(char *text)
 {
     for (; *text; text++)
-        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ')
+        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ' || (unsigned char)*text > '~')
             *text = '\'';
 }
 

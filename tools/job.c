@@ -50,6 +50,19 @@ const char *rp_json_escape(const char *text, char *out, size_t size)
     return out;
 }
 
+json_t *rp_json_readable(const char *text)
+{
+    json_t *s = json_string(text);
+    char *plain = s ? NULL : strdup(text);
+    for (char *p = plain; p && *p; p++)
+        if ((unsigned char)*p > 0x7e)
+            *p = '?';
+    if (plain)
+        s = json_string(plain);
+    free(plain);
+    return s;
+}
+
 static void say_status(struct rp_job *job, enum status s)
 {
     rp_events_emit(job->jobs->events, 0, "JOB_STATUS_CHANGE", "{\"id\": \"%s\", \"status\": \"%s\"}", job->id, status_names[s]);
@@ -226,7 +239,7 @@ json_t *rp_jobs_query(struct rp_jobs *j)
         json_t *o = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job->id, "type", job->kind->type, "status", status_names[job->status],
                               "current-progress", (json_int_t)job->done, "total-progress", (json_int_t)job->total);
         if (job->status == CONCLUDED && job->rc < 0) {
-            json_object_set_new(o, "error", json_string(job->err.text));
+            json_object_set_new(o, "error", rp_json_readable(job->err.text));
             json_object_set_new(o, "exit", json_integer(job->err.exit));
         }
         pthread_mutex_unlock(&job->lock);

@@ -3,6 +3,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "replicator/protect.h"
+#include "tools/job.h"
 #include "tools/moved.h"
 #include "tools/vm_fence.h"
 #include "vmm/gate.h"
@@ -411,9 +412,9 @@ json_t *rp_protection_lease(struct rp_vm *vm)
         return json_null();
     rp_fence_info(vm->fence, &f);
     json_int_t left = f.keeper.left_ns == RP_LEASE_FOREVER ? -1 : (json_int_t)(f.keeper.left_ns / 1000000);
-    return json_pack("{s:s, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s}", "where", f.where, "state", rp_fence_state_name(f.state), "term",
+    return json_pack("{s:s, s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:o}", "where", f.where, "state", rp_fence_state_name(f.state), "term",
                      (json_int_t)f.term, "holder", f.holder, "ttl-ms", (json_int_t)f.ttl_ms, "left-ms", left, "renewals",
-                     (json_int_t)f.keeper.renewals, "failures", (json_int_t)f.keeper.failures, "reason", f.why);
+                     (json_int_t)f.keeper.renewals, "failures", (json_int_t)f.keeper.failures, "reason", rp_json_readable(f.why));
 }
 
 json_t *rp_protection_query(struct rp_vm *vm)
@@ -432,7 +433,7 @@ json_t *rp_protection_query(struct rp_vm *vm)
         json_object_set_new(o, "goal", goal(&p->cfg));
         json_object_set_new(o, "since-ms", json_integer((json_int_t)((rp_wall_ns() - s->since_wall_ns) / 1000000)));
         json_object_set_new(o, "losses", json_integer((json_int_t)s->losses));
-        json_object_set_new(o, "reason", json_string(s->why));
+        json_object_set_new(o, "reason", rp_json_readable(s->why));
         json_object_set_new(o, "exit", json_integer(s->why_exit));
         json_object_set_new(o, "outputs", outputs(vm, s->held));
         if (s->have_engine)

@@ -1,6 +1,7 @@
 /* What a QMP server says; the contract is in qmp_message.h. */
 #include "tools/qmp_message.h"
 
+#include "tools/job.h"
 #include "tools/version.h"
 
 /* Steals msg. */
@@ -34,10 +35,10 @@ char *rp_qmp_return_text(json_t *result, json_t *id)
 
 char *rp_qmp_error_text(const char *class, const struct rp_error *err, json_t *id)
 {
-    json_t *e = json_pack("{s:s, s:s}", "class", class, "desc", err->text);
+    json_t *e = json_pack("{s:s, s:o}", "class", class, "desc", rp_json_readable(err->text));
     if (e && err->exit != RP_EXIT_FAILED && err->exit != RP_EXIT_DONE)
         json_object_set_new(e, "exit", json_integer(err->exit));    /* ours: the exit code a command should give */
-    return answer("error", e ? e : json_pack("{s:s, s:s}", "class", class, "desc", "the reason is not valid UTF-8"), id);
+    return answer("error", e, id);
 }
 
 char *rp_qmp_event_text(const struct rp_event *e, unsigned lost)

@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/thread.h"
+#include "tools/job.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"
 #include "vmm/disk.h"
@@ -420,10 +421,10 @@ json_t *rp_standby_query(struct rp_vm *vm)
         return json_pack("{s:s}", "state", "off");
     uint64_t now = rp_wall_ns();
     pthread_mutex_lock(&s->lock);
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s}", "state", state_names[s->state], "listens-at", s->uri, "primary",
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "state", state_names[s->state], "listens-at", s->uri, "primary",
                           s->peer, "last-primary", s->last_peer, "epoch", (json_int_t)s->epoch, "term", (json_int_t)s->term, "epochs-applied", (json_int_t)s->applied,
                           "epoch-ms-ago", (json_int_t)(s->epoch && now > s->epoch_wall_ns ? (now - s->epoch_wall_ns) / 1000000 : 0),
-                          "since-ms", (json_int_t)((now - s->since_wall_ns) / 1000000), "last-session", s->why);
+                          "since-ms", (json_int_t)((now - s->since_wall_ns) / 1000000), "last-session", rp_json_readable(s->why));
     pthread_mutex_unlock(&s->lock);
     if (o)
         json_object_set_new(o, "lease", rp_protection_lease(vm));

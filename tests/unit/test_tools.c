@@ -1,5 +1,6 @@
 /* The command's own parts: values, the words of --disk and --net, the sandbox, sd_notify. */
 #include "tools/args.h"
+#include "tools/job.h"
 #include "tools/notify.h"
 #include "tools/sandbox.h"
 #include "tools/vm_options.h"
@@ -30,6 +31,17 @@ Test(values, sizes_durations_rates)
         cr_assert(err.exit == RP_EXIT_USAGE && strstr(err.text, "--memory"), "%s", err.text);
     }
     cr_assert(rp_parse_duration("x", "20", &n, &err) < 0);
+}
+
+/* What a peer says, and what was cut in the middle of a character, is told all the same. */
+Test(values, texts)
+{
+    static const char *const texts[][2] = {{"/srv/\xc3\xa4", "/srv/\xc3\xa4"}, {"/srv/\xc3\xa4\xc3", "/srv/???"}, {"\xff\"x", "?\"x"}, {"", ""}};
+    for (unsigned i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        json_t *s = rp_json_readable(texts[i][0]);
+        cr_assert(s && strcmp(json_string_value(s), texts[i][1]) == 0, "text %u: %s", i, s ? json_string_value(s) : "none");
+        json_decref(s);
+    }
 }
 
 static int disk(struct rp_machine_config *m, const char *text, struct rp_error *err)
