@@ -198,7 +198,7 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     return 0;
 }
 
-static int forget(struct rp_standby *s, struct rp_error *err)
+static int forget(struct rp_standby *s, const char *why, struct rp_error *err)
 {
     pthread_mutex_lock(&s->lock);
     s->epoch = s->term = 0;
@@ -208,8 +208,7 @@ static int forget(struct rp_standby *s, struct rp_error *err)
     pthread_mutex_unlock(&s->lock);
     rp_fence_watch(s->vm->fence);
     rp_standby_set_state(s, RP_STANDBY_WAITING);
-    rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"%s\"}",
-                   s->unusable ? "it cannot be run here" : "the primary ended the protection");
+    rp_events_emit(s->vm->events, 0, "STANDBY_FORGOT", "{\"reason\": \"%s\"}", why);
     s->unusable = false;
     return new_entry(s, err);
 }
@@ -249,7 +248,10 @@ static bool after_session(struct rp_standby *s, const struct rp_link_outcome *o)
     s->outcome = *o;        /* what a takeover goes by; that its wait for the next session is cancelled is no news */
     note_end(s, o);
     if (o->end == RP_LINK_STOPPED || s->unusable)
-        return forget(s, &s->failure) == 0;
+        return forget(s, s->unusable ? "it cannot be run here" : "the primary ended the protection", &s->failure) == 0;
+    /* What is held of an epoch that was refused is nothing to build upon: it may be of another VM, with other memory. */
+    if (o->end == RP_LINK_DAMAGED && o->epoch == 0)
+        return forget(s, "what came was refused, and no whole epoch is held", &s->failure) == 0;
     if (o->epoch && o->end == RP_LINK_FINAL) {
         rp_standby_set_state(s, RP_STANDBY_HANDED_OVER);
         rp_fence_follow(s->vm->fence, s->term);

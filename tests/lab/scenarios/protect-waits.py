@@ -8,7 +8,7 @@ import time
 from lab import LedgerGuest
 from lab.pair import KEY, Pair, Side
 
-TIMEOUT_S = 180
+TIMEOUT_S = 240
 ANSWER_S = 1.5      # what is waited for takes 3 s and more
 MUTE = "exec python3 -c 'import socket, time; s = socket.socket(socket.AF_UNIX); s.bind(\"/run/mute\"); s.listen(); time.sleep(3600)'"
 
@@ -87,6 +87,23 @@ def unprotected_before_it_ran(lab, pair, guest, x):
     lab.log("unprotected before it ran, and resumed")
 
 
+def half_of_another(lab, pair, guest, x, y):
+    """A standby that was sent half of a guest protects the next one, although that has more memory."""
+    y.run(f"reprise quit {guest.name}", check=False)
+    x.run(f"reprise quit {guest.name}", check=False)
+    lab.wait_until(lambda: all(side.run(f"reprise status {guest.name}", check=False).rc == 3 for side in (x, y)), 20, "nobody runs the guest")
+    pair.stand_by(y, "image-apply:1")
+    boot(lab, pair, x)
+    x.run(f"{pair.protect_command()} --no-wait")
+    lab.wait_until(lambda: "fault point image-apply fires" in pair.standby_job.output, 20, "the copy breaks off")
+    x.kill()
+    lab.wait_until(lambda: guest.job.rc is not None, 20, "the guest is dead")
+    guest.memory_mib *= 2
+    boot(lab, pair, x)
+    pair.protect()
+    lab.log("half of a guest was held, and another one protected")
+
+
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "unprotect", "status")
     (host,) = lab.hosts("a")
@@ -134,4 +151,5 @@ def run(lab):
     refused_and_taken_over(lab, pair, guest, x, y, Side(host, "z", 3))
     paused_stays_paused(lab, pair, guest, x, y)
     unprotected_before_it_ran(lab, pair, guest, x)
+    half_of_another(lab, pair, guest, x, y)
     host.kernel_log_must_be_clean()
