@@ -309,16 +309,21 @@ static int take_disk(struct rp_image *img, const struct rp_record *r, struct rp_
     return img->ops.disk(img->ops.ctx, &img->next_header, r, err);
 }
 
-/* Sections that a delta epoch did not bring are its parent's. Only next_sections changes. */
-static int inherit_sections(struct rp_image *img)
+/* Sections that a delta epoch did not bring are its parent's, within the same bounds. Only next_sections changes. */
+static int inherit_sections(struct rp_image *img, const struct rp_record *r, struct rp_error *err)
 {
     size_t pos = 0;
     struct rp_section s, other;
     if (img->next_header.flags & RP_EPOCH_FULL)
         return 0;
-    while (rp_sections_next(&img->sections, &pos, &s))
-        if (!rp_sections_find(&img->next_sections, s.name, s.instance, &other) && rp_sections_put(&img->next_sections, &s) < 0)
-            return -ENOMEM;
+    while (rp_sections_next(&img->sections, &pos, &s)) {
+        if (rp_sections_find(&img->next_sections, s.name, s.instance, &other))
+            continue;
+        if (rp_sections_put(&img->next_sections, &s) < 0)
+            return rp_error_set(err, ENOMEM, "no memory for sections");
+        if (img->next_sections.count > RP_SECTIONS_MAX || img->next_sections.buf.len > RP_SECTIONS_BYTES_MAX)
+            return refuse(err, r, "more sections than an epoch may have, with its parent's");
+    }
     return 0;
 }
 
@@ -350,8 +355,8 @@ static int take_end(struct rp_image *img, const struct rp_record *r, struct rp_e
                              (unsigned long long)r->offset, (unsigned long long)t.number);
     if (rp_fault(RP_FAULT_IMAGE_APPLY))
         return rp_error_set(err, EIO, "applying epoch %llu: fault point", (unsigned long long)t.number);
-    if (inherit_sections(img) < 0)
-        return rp_error_set(err, ENOMEM, "no memory for sections");
+    if ((rc = inherit_sections(img, r, err)) < 0)
+        return rc;
     if (img->ops.disk && (rc = img->ops.disk_commit(img->ops.ctx, &img->next_header, err)) < 0)
         return rc;
     /* From here on nothing can fail. */

@@ -318,6 +318,28 @@ Test(image, INV4_sections_are_bounded)
     finish(&p);
 }
 
+/* What an epoch takes over from its parent is the epoch's, too: a chain that brings others each time does not pile them up. */
+Test(image, INV4_sections_that_are_inherited_are_bounded)
+{
+    struct pair p;
+    char name[24];
+    start(&p, RP_IMAGE_STAGED, 1 << 20);
+    for (unsigned epoch = 2; epoch <= 3; epoch++) {
+        sb_epoch(&p.s, epoch, epoch - 1);
+        for (unsigned i = 0; i < RP_SECTIONS_MAX - 100; i++) {
+            snprintf(name, sizeof(name), "s%u-%u", epoch, i);
+            sb_section(&p.s, name, 0, "x");
+        }
+        sb_epoch_end(&p.s);
+        if (epoch == 2)
+            cr_assert_eq(feed_new(&p.s, &p.t, &p.from, &p.err), 1, "%s", p.err.text);
+    }
+    refused(&p, -EBADMSG, "more sections than an epoch may have");
+    same(&p, 2);
+    cr_assert_leq(rp_image_sections(p.t.image)->count, RP_SECTIONS_MAX);
+    finish(&p);
+}
+
 Test(image, disk_writes_wait_for_the_verified_epoch)
 {
     struct pair p;
