@@ -200,11 +200,14 @@ static void on_cm_event(struct rp_rdma_conn *c, const struct rp_rdma_cm_event *e
     end(c, ev->type == RDMA_CM_EVENT_DEVICE_REMOVAL ? -ENODEV : ev->status < 0 ? ev->status : -ECONNRESET);
 }
 
-/* Everything that the descriptors announce. True when something was there. The queue is armed afterwards. */
+/* Everything that the descriptors announce. True when something was there. The queue is armed afterwards. What they announce to a leader
+ * who waits is left there: he would go on waiting. */
 static bool look(struct rp_rdma_conn *c)
 {
     struct rp_rdma_cm_event ev;
     bool something = false;
+    if (c->leader)
+        return poll_queue(c) > 0;
     while (!c->dead && rp_rdma_cm_next(&c->cm, &ev) == 0) {
         on_cm_event(c, &ev);
         something = true;

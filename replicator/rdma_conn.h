@@ -13,7 +13,8 @@
  * tells the peer, which registers staging of that size before its next send.
  *
  * Locks: `lock` of each connection, held for no wait; one thread at a time (the leader) polls the descriptors, the others
- * wait for it on the condition, so that an event taken by a sender is never one that a receiver misses.
+ * wait for it on the condition, so that an event taken by a sender is never one that a receiver misses. While it does, nobody
+ * else takes an event off them.
  */
 #ifndef RP_REPLICATOR_RDMA_CONN_H
 #define RP_REPLICATOR_RDMA_CONN_H

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -326,6 +327,39 @@ Test(rdma, what_was_sent_last_arrives_and_then_the_end)
     cr_assert_eq(rp_conn_send(e.far, "x", 1), -EPIPE);
     rp_conn_close(e.far);
     rp_listener_close(e.listener);
+}
+
+struct looker {
+    struct rp_conn *conn;
+    _Atomic bool over;
+};
+
+static void *look_main(void *arg)
+{
+    struct looker *l = arg;
+    char x;
+    while (!atomic_load(&l->over))
+        cr_assert_eq(l->conn->ops->recv(l->conn, &x, 1, RP_CONN_NOW), -EAGAIN);
+    return NULL;
+}
+
+/* A lane's other direction is looked at while somebody waits for room to send: what the look finds is for the one who waits, too. */
+Test(rdma, who_waits_misses_nothing_that_another_has_seen, .timeout = 60)
+{
+    struct ends e;
+    open_ends(&e);
+    uint32_t seed = (uint32_t)getpid() | 1;
+    struct flow there = {e.near, 400000, seed}, taken = {e.far, 400000, seed};
+    struct looker l = {.conn = e.near};
+    pthread_t s, r, look;
+    pthread_create(&look, NULL, look_main, &l);
+    pthread_create(&s, NULL, send_main, &there);
+    pthread_create(&r, NULL, recv_main, &taken);
+    pthread_join(s, NULL);
+    pthread_join(r, NULL);
+    atomic_store(&l.over, true);
+    pthread_join(look, NULL);
+    close_ends(&e);
 }
 
 /* A process of its own, made before this one has touched a device: connects to the address it reads, and waits to be killed. */
