@@ -43,6 +43,7 @@ struct rp_rdma_conn {
     bool leader;                        /* a thread polls the descriptors */
     struct rp_rdma_qp qp;
     bool established, down, fin_sent, fin_came;
+    bool connected;                     /* by us, and not accepted */
     bool reading, ready;                /* a thread is inside recv; ready_fd is up */
     int dead;                           /* -errno: why the connection works no more */
     struct rp_rdma_out out;
@@ -139,7 +140,7 @@ static int take_message(struct rp_rdma_conn *c, enum kind kind, uint32_t len)
     int rc = rp_rdma_in_arrived(&c->in, len, kind == KIND_RING, &offset);
     if (rc < 0 || kind == KIND_DATA)
         return rc;
-    if (len != RING_BYTES || c->next.slot_bytes || c->out.slot_bytes != RP_RDMA_NARROW)
+    if (!c->connected || len != RING_BYTES || c->next.slot_bytes || c->out.slot_bytes != RP_RDMA_NARROW)
         return -EPROTO;
     get_ring(c->ring.base + offset, &c->next);
     return c->next.slot_bytes == RP_RDMA_WIDE ? 0 : -EPROTO;
@@ -556,7 +557,7 @@ struct rp_rdma_cm *rp_rdma_conn_cm(struct rp_rdma_conn *c)
 
 void rp_rdma_conn_established(struct rp_rdma_conn *c)
 {
-    c->established = true;
+    c->established = c->connected = true;
 }
 
 struct rp_conn *rp_rdma_conn_base(struct rp_rdma_conn *c)

@@ -420,6 +420,19 @@ Test(rdma, a_queue_pair_that_breaks_ends_the_connection)
     close_ends(&e);
 }
 
+/* Who connects says nothing of larger rings: memory for them is spent on somebody who is known, by who connected to him. */
+Test(rdma, INV4_a_stranger_cannot_have_memory_spent_on_it)
+{
+    struct ends e;
+    struct rp_error err = {0};
+    char x;
+    open_ends(&e);
+    cr_assert_eq(e.near->ops->widen(e.near, &err), 0, "%s", err.text);
+    cr_assert_eq(e.far->ops->recv(e.far, &x, 1, 5000), -EPROTO);
+    cr_assert_lt(rp_conn_send(e.far, "x", 1), 0);
+    close_ends(&e);
+}
+
 /* A stranger that speaks our connection manager but not our rules: each is refused, and the next is served. */
 static void stranger(struct ends *e, const uint32_t *imm, unsigned n)
 {
