@@ -18,6 +18,7 @@
 #define PRIVATE_MAGIC 0x414D4452u       /* "RDMA" */
 #define PRIVATE_VERSION 1u
 #define CLOSE_MS 2000u                  /* what was sent may take so long to arrive when the connection is closed */
+#define PROBE_NS 1000000000u            /* who has waited so long in silence makes sure that the other side is still there */
 #define FIN_ROOM 1u                     /* of the send queue, kept for the last message */
 
 /* The immediate value: kind in the top 4 bits, a number below. */
@@ -48,6 +49,7 @@ struct rp_rdma_conn {
     int dead;                           /* -errno: why the connection works no more */
     struct rp_rdma_out out;
     uint64_t signalled;                 /* out.posted of the newest send that asked for a completion */
+    uint64_t probed;                    /* qp.posted after the newest probe */
     struct remote_ring peer, next;      /* in use; announced (slot_bytes 0: none) */
     struct rp_rdma_mem staging;
     struct rp_rdma_in in;
@@ -231,6 +233,18 @@ static void follow(struct rp_rdma_conn *c, uint64_t deadline_ns)
     rp_cond_wait_until(&c->turn, &c->lock, deadline_ns);
 }
 
+/* A queue pair whose other end has gone without a word fails when something is sent, and only then: an empty write. */
+static void probe(struct rp_rdma_conn *c)
+{
+    if (c->dead || !c->established || c->qp.completed < c->probed || !rp_rdma_qp_room(&c->qp, FIN_ROOM))
+        return;
+    int rc = rp_rdma_qp_write(&c->qp, &(struct rp_rdma_write){.to = c->peer.addr, .rkey = c->peer.rkey, .mark = c->out.posted,
+                                                              .signal = true, .bare = true});
+    c->probed = c->qp.posted;
+    if (rc < 0)
+        end(c, rc);
+}
+
 /* Waits until something has changed or until the deadline (0: none). The lock is given up meanwhile. */
 static void wait_change(struct rp_rdma_conn *c, uint64_t deadline_ns)
 {
@@ -243,13 +257,15 @@ static void wait_change(struct rp_rdma_conn *c, uint64_t deadline_ns)
     struct pollfd fds[] = {{.fd = c->qp.comp->fd, .events = POLLIN}, {.fd = c->cm.channel->fd, .events = POLLIN},
                            {.fd = c->wake_fd, .events = POLLIN}};
     uint64_t now = rp_clock_ns(), left = deadline_ns > now ? deadline_ns - now : 0;
-    struct timespec ts = rp_timespec(left);
+    bool probes = !deadline_ns || left > PROBE_NS;
+    struct timespec ts = rp_timespec(probes ? PROBE_NS : left);
     c->leader = true;
     pthread_mutex_unlock(&c->lock);
-    ppoll(fds, 3, deadline_ns ? &ts : NULL, NULL);
+    int n = ppoll(fds, 3, &ts, NULL);
     pthread_mutex_lock(&c->lock);
     c->leader = false;
-    look(c);
+    if (!look(c) && n == 0 && probes)
+        probe(c);
     pthread_cond_broadcast(&c->turn);       /* whoever waits next leads */
 }
 

@@ -96,7 +96,8 @@ int rp_rdma_qp_write(struct rp_rdma_qp *q, const struct rp_rdma_write *w)
 {
     struct ibv_sge sge = {.addr = (uintptr_t)w->from, .length = w->len, .lkey = w->lkey};
     struct ibv_send_wr *bad, wr = {
-        .wr_id = q->posted, .sg_list = &sge, .num_sge = w->len ? 1 : 0, .opcode = IBV_WR_RDMA_WRITE_WITH_IMM,
+        .wr_id = q->posted, .sg_list = &sge, .num_sge = w->len ? 1 : 0,
+        .opcode = w->bare ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM,
         .imm_data = htobe32(w->imm), .wr.rdma = {.remote_addr = w->to, .rkey = w->rkey},
     };
     bool signal = w->signal || q->quiet + 1 >= RP_RDMA_SIGNAL_EVERY;

@@ -1,5 +1,6 @@
 /*
- * rdma_qp.h - a reliable queue pair on which everything is an RDMA WRITE with immediate data.
+ * rdma_qp.h - a reliable queue pair on which everything is an RDMA WRITE with immediate data (a bare one only asks whether the
+ * other side's device answers).
  *
  * Receives carry no memory: they only let the peer's immediate value through, and each is posted again as soon as its
  * completion was polled. Sends are completed in batches: every RP_RDMA_SIGNAL_EVERY-th asks for a completion, which stands
@@ -42,6 +43,7 @@ struct rp_rdma_write {
     uint32_t imm;
     uint64_t mark;
     bool signal;                    /* ask for a completion, whatever the turn */
+    bool bare;                      /* without the immediate value: takes no receive, and nobody there hears of it */
 };
 
 /* The queue pair of an identifier that knows its device; all receives are posted. */

@@ -420,6 +420,28 @@ Test(rdma, a_queue_pair_that_breaks_ends_the_connection)
     close_ends(&e);
 }
 
+/* A queue pair that is gone without a word (its goodbye was lost with the network): nothing is under way that would fail, and yet
+ * neither who waits for room nor who waits for data waits for ever. */
+Test(rdma, a_peer_that_has_gone_without_a_word_is_noticed, .timeout = 60)
+{
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
+    void *(*const waits[])(void *) = {blocked_send, blocked_recv};
+    for (unsigned i = 0; i < 2; i++) {
+        struct ends e;
+        pthread_t t;
+        void *rc;
+        open_ends(&e);
+        pthread_create(&t, NULL, waits[i], e.near);
+        usleep(500000);
+        uint64_t t0 = rp_clock_ns();
+        cr_assert_eq(ibv_modify_qp(rp_rdma_conn_cm((struct rp_rdma_conn *)e.far)->id->qp, &attr, IBV_QP_STATE), 0);
+        pthread_join(t, &rc);
+        cr_assert((intptr_t)rc == -ETIMEDOUT || (intptr_t)rc == -EIO, "%ld", (intptr_t)rc);
+        printf("noticed after %.0f ms (%s)\n", (double)(rp_clock_ns() - t0) / 1e6, strerror(-(int)(intptr_t)rc));
+        close_ends(&e);
+    }
+}
+
 /* Who connects says nothing of larger rings: memory for them is spent on somebody who is known, by who connected to him. */
 Test(rdma, INV4_a_stranger_cannot_have_memory_spent_on_it)
 {
