@@ -173,6 +173,23 @@ static void on_arrived(void *ctx, uint32_t imm)
         end(c, rc);
 }
 
+/* ready_fd is up exactly while there is data that no other descriptor announces any more: the reader has left it behind, or
+ * a sender has taken its completion. A reader that is inside recv looks for itself. */
+static void note_rest(struct rp_rdma_conn *c)
+{
+    uint32_t offset;
+    if (c->reading)
+        return;
+    bool rest = rp_rdma_in_ready(&c->in, &offset) > 0;
+    if (rest == c->ready)
+        return;
+    c->ready = rest;
+    if (rest)
+        raise_fd(c->ready_fd);
+    else
+        lower_fd(c->ready_fd);
+}
+
 /* Takes completions. Returns how many there were. */
 static unsigned poll_queue(struct rp_rdma_conn *c)
 {
@@ -184,6 +201,7 @@ static unsigned poll_queue(struct rp_rdma_conn *c)
         end(c, rc);
     if (n) {
         give_credit(c);
+        note_rest(c);
         pthread_cond_broadcast(&c->turn);
     }
     return n;
@@ -315,23 +333,6 @@ static uint32_t gather(uint8_t *to, uint32_t room, const struct iovec *iov, int 
     return len;
 }
 
-/* ready_fd is up exactly while there is data that no other descriptor announces any more: the reader has left it behind, or
- * a sender has taken its completion. A reader that is inside recv looks for itself. */
-static void note_rest(struct rp_rdma_conn *c)
-{
-    uint32_t offset;
-    if (c->reading)
-        return;
-    bool rest = rp_rdma_in_ready(&c->in, &offset) > 0;
-    if (rest == c->ready)
-        return;
-    c->ready = rest;
-    if (rest)
-        raise_fd(c->ready_fd);
-    else
-        lower_fd(c->ready_fd);
-}
-
 static ssize_t rdma_send(struct rp_conn *base, const struct iovec *iov, int n, bool wait)
 {
     struct rp_rdma_conn *c = of(base);
@@ -346,7 +347,6 @@ static ssize_t rdma_send(struct rp_conn *base, const struct iovec *iov, int n, b
             break;
         room = room_to_send(c);
     }
-    note_rest(c);
     if (room <= 0) {
         pthread_mutex_unlock(&c->lock);
         return room < 0 ? room : -EAGAIN;

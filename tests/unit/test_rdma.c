@@ -275,13 +275,6 @@ Test(rdma, the_descriptor_tells_of_every_byte)
     close_ends(&e);
 }
 
-static void *blocked_recv(void *arg)
-{
-    char c;
-    struct rp_conn *conn = arg;
-    return (void *)(intptr_t)conn->ops->recv(conn, &c, 1, RP_CONN_FOREVER);
-}
-
 static void *blocked_send(void *arg)
 {
     static char buf[4096];
@@ -289,6 +282,34 @@ static void *blocked_send(void *arg)
     while ((rc = rp_conn_send(arg, buf, sizeof(buf))) == 0)
         ;
     return (void *)(intptr_t)rc;
+}
+
+/* Data that a sender takes off the queue who goes on waiting for room are announced all the same: it may wait for long. */
+Test(rdma, the_descriptor_tells_of_what_came_while_somebody_waits_for_room)
+{
+    struct ends e;
+    pthread_t s;
+    void *rc;
+    char buf[10];
+    open_ends(&e);
+    drain(e.near);
+    pthread_create(&s, NULL, blocked_send, e.near);
+    usleep(300000);
+    cr_assert_eq(rp_conn_send(e.far, "0123456789", 10), 0);
+    usleep(300000);
+    cr_assert(readable(e.near), "10 bytes are there, and nothing says so");
+    cr_assert_eq(rp_conn_recv_all(e.near, buf, 10, 0), 0);
+    rp_conn_shutdown(e.near);
+    pthread_join(s, &rc);
+    cr_assert_eq((intptr_t)rc, -ECANCELED);
+    close_ends(&e);
+}
+
+static void *blocked_recv(void *arg)
+{
+    char c;
+    struct rp_conn *conn = arg;
+    return (void *)(intptr_t)conn->ops->recv(conn, &c, 1, RP_CONN_FOREVER);
 }
 
 Test(rdma, shutdown_wakes_both_directions)
