@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define RP_REASON_PIECE 16u
+#define TAKE_NS 1000000000u     /* a path that takes nothing for so long has ended: who sends on it keeps the other senders waiting */
 
 int rp_control_init(struct rp_control *c, struct rp_error *err)
 {
@@ -137,6 +138,15 @@ const char *rp_control_transport(struct rp_control *c)
     return name;
 }
 
+/* Whole, or the path has ended. */
+static int send_whole(struct rp_conn *conn, const uint8_t msg[RP_CONTROL_BYTES])
+{
+    int rc = rp_conn_send_by(conn, msg, RP_CONTROL_BYTES, rp_clock_ns() + TAKE_NS);
+    if (rc == -ETIMEDOUT)
+        rp_conn_shutdown(conn);
+    return rc;
+}
+
 static int send_paths(struct rp_control *c, const struct rp_control_msg *m, bool all)
 {
     uint8_t msg[RP_CONTROL_BYTES] = {0};
@@ -148,7 +158,7 @@ static int send_paths(struct rp_control *c, const struct rp_control_msg *m, bool
     pthread_mutex_lock(&c->send_lock);
     for (unsigned i = 0; i < RP_CONTROL_PATHS && (all || !taken); i++) {
         struct rp_conn *conn = path_conn(c, i);
-        int sent = conn ? rp_conn_send(conn, msg, sizeof(msg)) : -ENOTCONN;
+        int sent = conn ? send_whole(conn, msg) : -ENOTCONN;
         if (sent == 0)
             taken++;
         else if (conn)

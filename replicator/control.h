@@ -60,7 +60,8 @@ unsigned rp_control_living(struct rp_control *c);
 /* Name of the first living path's transport, "" when there is none. */
 const char *rp_control_transport(struct rp_control *c);
 
-/* Sends on every living path. 0 when one took it; the last failure when none did. Any thread. */
+/* Sends on every living path; one that takes nothing for a second (its other end reads no more) is over. 0 when one took it; the
+ * last failure when none did. Any thread. */
 int rp_control_send(struct rp_control *c, const struct rp_control_msg *m) RP_MUST_CHECK;
 /* The same, on the first path that takes it. */
 int rp_control_send_one(struct rp_control *c, const struct rp_control_msg *m) RP_MUST_CHECK;

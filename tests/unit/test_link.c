@@ -232,6 +232,69 @@ Test(link, INV3_a_goodbye_behind_a_beat_is_heard)
     standby_free(&s);
 }
 
+/* A standby that shakes hands, and from then on reads nothing. */
+struct deaf { struct rp_listener *l; struct rp_conn *conns[2]; };
+
+static int welcome_all(void *ctx, const struct rp_hello *h, struct rp_welcome *w, struct rp_error *err)
+{
+    (void)ctx, (void)h, (void)w, (void)err;
+    return 0;
+}
+
+static void *deaf_main(void *arg)
+{
+    struct deaf *d = arg;
+    const struct rp_secret key = {0};
+    for (unsigned i = 0; i < 2; i++) {
+        struct rp_hello h;
+        struct rp_held_ask ask;
+        struct rp_error err = {0};
+        cr_assert_eq(rp_listener_accept(d->l, 10000, &d->conns[i], &err), 0, "%s", err.text);
+        cr_assert_eq(rp_handshake_accept(d->conns[i], &key, welcome_all, NULL, &h, &err), 0, "%s", err.text);
+        if (h.role == RP_LINK_CONTROL)
+            cr_assert_eq(rp_held_receive_ask(d->conns[i], &ask, &err), 0, "%s", err.text);
+    }
+    return NULL;
+}
+
+/* Sockets of this process have room for a few messages only from here on; as an RDMA ring of 64 slots has. */
+static void narrow_sockets(void)
+{
+    int least = 1;
+    for (int fd = 3; fd < 100; fd++)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &least, sizeof(least));
+}
+
+/* A standby that hangs takes no more beats; whoever is stuck with one must not keep the engine from hearing that it has been silent
+ * for too long. */
+Test(link, INV5_a_standby_that_takes_no_beat_is_given_up, .timeout = 60)
+{
+    static const struct rp_sink_events events = {.committed = note_committed, .failed = note_failed};
+    static struct deaf d;
+    struct rp_link_config cfg = {.vm_name = "fake", .lanes = 1, .heartbeat_ms = 10, .timeout_ms = 1000};
+    struct rp_error err = {0};
+    struct rp_sink *sink;
+    pthread_t t;
+    uint64_t held;
+    char text[100];
+    snprintf(text, sizeof(text), "unix:/tmp/rp-deaf-%d", getpid());
+    cr_assert_eq(rp_uri_parse(text, &cfg.uri, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_listen(&cfg.uri, &d.l, &err), 0, "%s", err.text);
+    pthread_create(&t, NULL, deaf_main, &d);
+    cr_assert_eq(rp_link_sink_create(&cfg, &sink, &held, &err), 0, "%s", err.text);
+    pthread_join(t, NULL);
+    narrow_sockets();
+    cr_assert_eq(sink->ops->start(sink, &events, &err), 0, "%s", err.text);
+    for (unsigned i = 0; i < 5000 && !atomic_load(&told_failed); i++)
+        usleep(1000);
+    cr_assert(atomic_load(&told_failed), "5 s have passed, and nobody was told");
+    sink->ops->cancel(sink);
+    sink->ops->destroy(sink);
+    rp_conn_close(d.conns[0]);
+    rp_conn_close(d.conns[1]);
+    rp_listener_close(d.l);
+}
+
 static void nothing_committed(void *ctx, struct rp_sink *sink, uint64_t epoch)
 {
     (void)ctx, (void)sink, (void)epoch;
