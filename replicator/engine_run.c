@@ -320,14 +320,13 @@ static void let_run(struct rp_engine *e)
         rp_engine_fail(e, rc, &err);
 }
 
-/* Copies what the cut found, or protects it (*held pages). False when it is more than the arena can take now: the cut is then off. */
+/* Copies what the cut found, or protects it (*held pages). False when it is more than the arena, or the list, can take now: the cut is
+ * then off. */
 static bool capture_cut(struct rp_engine *e, bool final, uint64_t dirty, uint64_t *held)
 {
     *held = 0;
-    if (final) {
-        rp_capture_name(&e->capture, UINT64_MAX);
-        return true;
-    }
+    if (final)
+        return rp_capture_name(&e->capture, UINT64_MAX) == dirty;
     if (rp_capture_need(&e->capture) > rp_arena_available(e->arena))
         return false;
     *held = rp_engine_cow_protect(e, dirty);

@@ -60,6 +60,7 @@ static void receiver_start(struct receiver *r, int fd, unsigned slow_us)
 }
 
 static uint64_t written_bytes;      /* by the guest of the last run_pair */
+static int (*run_cut)(struct rp_source *s, struct rp_cut *cut, struct rp_error *err);  /* of the next run_pair's source; NULL: its own */
 static unsigned receiver_slow_us;   /* of the next run_pair's receiver */
 
 static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, unsigned bytes, unsigned burst,
@@ -71,6 +72,9 @@ static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, 
     int fds[2];
     cr_assert_eq(pipe(fds), 0);
     fake_start(&f, bytes, burst, pause_us);
+    struct rp_source_ops ops = fake_ops;
+    ops.cut = run_cut ? run_cut : fake_cut;
+    f.base.ops = &ops;
     receiver_start(&r, fds[0], receiver_slow_us);
     struct rp_sink *sink;
     struct rp_engine *e;
@@ -154,3 +158,32 @@ Test(engine, continuous_max_rate)
     struct rp_engine_config cfg = {.goal.epoch_ns = 1};
     run_pair(RP_RUN_CONTINUOUS, &cfg, 64, 5, 300, 1000, 2, &stats);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+/* The thread's next `refusals` calls find no memory. */
+static _Thread_local unsigned refusals;
+extern void *__libc_realloc(void *p, size_t bytes);
+void *realloc(void *p, size_t bytes)
+{
+    return refusals && refusals-- ? NULL : __libc_realloc(p, bytes);
+}
+
+static int cut_without_memory(struct rp_source *s, struct rp_cut *cut, struct rp_error *err)
+{
+    static bool before;
+    int rc = fake_cut(s, cut, err);
+    memset(rp_ram_page(&((struct fake *)s)->ram, 5), 0x5A, RP_PAGE_SIZE);
+    rp_pageset_set(cut->dirty, 5);
+    refusals = !before;
+    before = true;
+    return rc;
+}
+
+/* A last cut for whose list there is no memory is put off: what it would leave behind would be missing for ever, and nobody would know. */
+Test(engine, E2_a_last_cut_without_memory_is_put_off)
+{
+    run_cut = cut_without_memory;
+    run_pair(RP_RUN_FINAL, &(struct rp_engine_config){0}, 512, 100, 100, 0, 1, &stats);
+    cr_assert_eq(stats.cuts_put_off, 1u);
+}
+#endif
