@@ -96,6 +96,13 @@ void rp_doors_wake(struct rp_doors *d)
     }
 }
 
+/* Its descriptor may have announced what is no word of its own: that it is connected. */
+static bool has_spoken(struct rp_conn *c)
+{
+    char none;
+    return c->ops->recv(c, &none, 0, RP_CONN_NOW) != -EAGAIN;
+}
+
 int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
 {
     struct pollfd fds[2 + RP_HALL_MAX + 1];
@@ -113,7 +120,7 @@ int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
     if (poll(fds, n + 1, timeout_ms) <= 0 || (fds[n].revents && eventfd_read(d->wake_fd, &woken) == 0))
         return -EAGAIN;
     for (unsigned i = 0; i < d->waiting; i++)
-        if (fds[d->n + i].revents) {
+        if (fds[d->n + i].revents && has_spoken(d->hall[i].conn)) {
             *out = d->hall[i].conn;
             leave(d, i);
             return 0;

@@ -25,7 +25,8 @@ struct rp_conn_ops {
     const char *name;       /* "tcp", "unix", "rdma" */
     /* Sends some of iov (1 … all bytes); n <= 8. Without `wait`: -EAGAIN when nothing can go now. */
     ssize_t (*send)(struct rp_conn *c, const struct iovec *iov, int n, bool wait);
-    /* Receives 1 … len bytes; 0: the other side has closed. -EAGAIN (RP_CONN_NOW) or -ETIMEDOUT when nothing came. */
+    /* Receives 1 … len bytes; 0: the other side has closed. -EAGAIN (RP_CONN_NOW) or -ETIMEDOUT when nothing came. With len 0
+     * it only asks: 0 when there is something, or the end. */
     ssize_t (*recv)(struct rp_conn *c, void *buf, size_t len, int timeout_ms);
     /* Readable (POLLIN) whenever recv(RP_CONN_NOW) may give something. */
     int (*poll_fd)(const struct rp_conn *c);

@@ -3,6 +3,7 @@
  * has (tests/lab/run unit tests=test_rdma sets it); without one these tests are skipped. The ring's arithmetic needs none.
  */
 #include "core/clock.h"
+#include "replicator/doors.h"
 #include "replicator/rdma_conn.h"
 #include "replicator/rdma_qp.h"
 #include "replicator/rdma_ring.h"
@@ -461,6 +462,47 @@ Test(rdma, a_peer_that_has_gone_without_a_word_is_noticed, .timeout = 60)
         printf("noticed after %.0f ms (%s)\n", (double)(rp_clock_ns() - t0) / 1e6, strerror(-(int)(intptr_t)rc));
         close_ends(&e);
     }
+}
+
+struct dial { struct rp_uri to; struct rp_conn *conn; _Atomic bool done; };
+
+static void *dial_main(void *arg)
+{
+    struct dial *d = arg;
+    struct rp_error err = {0};
+    cr_assert_eq(rp_connect(&d->to, 10000, &d->conn, &err), 0, "%s", err.text);
+    atomic_store(&d->done, true);
+    return NULL;
+}
+
+/* Who has connected and says nothing stays in the hall: that he is connected is nothing said. */
+Test(rdma, who_says_nothing_is_in_nobodys_way)
+{
+    struct ends e;
+    struct rp_doors doors;
+    struct rp_error err = {0};
+    struct rp_conn *c;
+    char x;
+    int rc = -EAGAIN;
+    listen_on(&e, address());
+    cr_assert_eq(rp_doors_init(&doors, e.listener, &err), 0, "%s", err.text);
+    struct dial d[2] = {{.to = e.listener->uri}, {.to = e.listener->uri}};
+    for (unsigned i = 0; i < 2; i++) {
+        pthread_t t;
+        pthread_create(&t, NULL, dial_main, &d[i]);
+        for (uint64_t until = rp_clock_ns() + 500000000u; !atomic_load(&d[i].done) || rp_clock_ns() < until;)
+            cr_assert_eq(rp_doors_accept(&doors, 20, &c), -EAGAIN, "nothing was said, and yet somebody is let in");
+        pthread_join(t, NULL);
+    }
+    cr_assert_eq(rp_conn_send(d[1].conn, "x", 1), 0);
+    for (unsigned i = 0; i < 50 && rc == -EAGAIN; i++)
+        rc = rp_doors_accept(&doors, 20, &c);
+    cr_assert_eq(rc, 0);
+    cr_assert_eq(c->ops->recv(c, &x, 1, 5000), 1);
+    rp_conn_close(c);
+    rp_conn_close(d[0].conn);
+    rp_conn_close(d[1].conn);
+    rp_doors_fini(&doors);
 }
 
 /* Who connects says nothing of larger rings: memory for them is spent on somebody who is known, by who connected to him. */
