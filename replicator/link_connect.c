@@ -196,11 +196,23 @@ static void lane_is_back(struct link_sink *s, unsigned lane)
 {
     struct rp_bundle_stats b;
     rp_bundle_stats(s->bundle, &b);
+    rp_events_emit(s->cfg.events, atomic_load(&s->epoch), "LANE_BACK", "{\"lane\": %u, \"transport\": \"%s\", \"lanes\": %u}", lane,
+                   lane == SPARE_LANE ? "tcp" : b.transport, b.lanes);
+}
+
+/* It is sought now. Not when it is there: it may be lost again before anybody could say so, and that is to stand. */
+static void take_lane(struct link_sink *s, unsigned lane)
+{
     pthread_mutex_lock(&s->lock);
     s->missing_lanes &= ~(1u << lane);
     pthread_mutex_unlock(&s->lock);
-    rp_events_emit(s->cfg.events, atomic_load(&s->epoch), "LANE_BACK", "{\"lane\": %u, \"transport\": \"%s\", \"lanes\": %u}", lane,
-                   lane == SPARE_LANE ? "tcp" : b.transport, b.lanes);
+}
+
+static void take_path(struct link_sink *s, unsigned which)
+{
+    pthread_mutex_lock(&s->lock);
+    s->missing_path[which] = false;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* One attempt at everything that is missing; the first failure on a way ends the attempts on it. True: nothing is missing. */
@@ -211,20 +223,22 @@ static bool mend(struct link_sink *s, uint32_t lanes, const bool paths[2])
     for (unsigned i = 0; i < 2; i++) {
         if (!paths[i])
             continue;
+        take_path(s, i);
         failed[i] = join_path(s, i, MEND_CONNECT_MS, &why) < 0;
         if (failed[i])
-            continue;
-        pthread_mutex_lock(&s->lock);
-        s->missing_path[i] = false;
-        pthread_mutex_unlock(&s->lock);
-        rp_events_emit(s->cfg.events, atomic_load(&s->epoch), "PATH_BACK", "{\"path\": %u}", i);
+            rp_link_miss_path(s, i);
+        else
+            rp_events_emit(s->cfg.events, atomic_load(&s->epoch), "PATH_BACK", "{\"path\": %u}", i);
     }
     for (unsigned i = 0; i < RP_LANES_MAX; i++) {
         unsigned way = i == SPARE_LANE;
         if (!(lanes & 1u << i) || failed[way])
             continue;
+        take_lane(s, i);
         failed[way] = join_lane(s, i, MEND_CONNECT_MS, &why) < 0;
-        if (!failed[way])
+        if (failed[way])
+            rp_link_miss_lane(s, i);
+        else
             lane_is_back(s, i);
     }
     return !failed[0] && !failed[1];

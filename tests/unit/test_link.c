@@ -8,6 +8,7 @@
 #include "replicator/engine.h"
 #include "replicator/frame.h"
 #include "replicator/handshake.h"
+#include "replicator/link_primary.h"
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
 
@@ -293,6 +294,83 @@ Test(link, INV5_a_standby_that_takes_no_beat_is_given_up, .timeout = 60)
     rp_conn_close(d.conns[0]);
     rp_conn_close(d.conns[1]);
     rp_listener_close(d.l);
+}
+
+/* A standby that refuses lanes but the first, until it is told to take them. */
+static struct { struct rp_listener *l; struct rp_conn *conns[16]; unsigned n; _Atomic bool takes, over; } picky;
+
+static int pick(void *ctx, const struct rp_hello *h, struct rp_welcome *w, struct rp_error *err)
+{
+    (void)ctx, (void)w;
+    bool refuses = h->role == RP_LINK_LANE && h->lanes > 0 && !atomic_load(&picky.takes);
+    return refuses ? rp_error_set(err, EBUSY, "not now") : 0;
+}
+
+static void *picky_main(void *arg)
+{
+    const struct rp_secret key = {0};
+    (void)arg;
+    while (!atomic_load(&picky.over) && picky.n < 16) {
+        struct rp_hello h;
+        struct rp_held_ask ask;
+        struct rp_error err = {0};
+        struct rp_conn *c;
+        if (rp_listener_accept(picky.l, 20, &c, &err) < 0)
+            continue;
+        if (rp_handshake_accept(c, &key, pick, NULL, &h, &err) < 0 ||
+            (h.role == RP_LINK_CONTROL && rp_held_receive_ask(c, &ask, &err) < 0))
+            rp_conn_close(c);
+        else
+            picky.conns[picky.n++] = c;
+    }
+    return NULL;
+}
+
+/* In place of the C library's: a lane that is back has just been given its thread, and is lost again in this very moment. */
+static struct link_sink *loses_lanes;
+int pthread_setname_np(pthread_t thread, const char *name)
+{
+    static unsigned lane;
+    (void)thread;
+    if (loses_lanes && strcmp(name, "link lane") == 0)
+        rp_link_miss_lane(loses_lanes, ++lane);
+    return 0;
+}
+
+/* Lanes that are lost again as soon as they are back: each is still sought. */
+Test(link, a_lane_that_is_lost_again_at_once_is_sought_again, .timeout = 60)
+{
+    struct rp_link_config cfg = {.vm_name = "fake", .lanes = 8, .heartbeat_ms = 60000};
+    struct rp_bundle_stats st = {0};
+    struct rp_error err = {0};
+    struct rp_sink *sink;
+    pthread_t t, mender;
+    uint64_t held;
+    char text[100];
+    snprintf(text, sizeof(text), "unix:/tmp/rp-picky-%d", getpid());
+    cr_assert_eq(rp_uri_parse(text, &cfg.uri, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_listen(&cfg.uri, &picky.l, &err), 0, "%s", err.text);
+    pthread_create(&t, NULL, picky_main, NULL);
+    cr_assert_eq(rp_link_sink_create(&cfg, &sink, &held, &err), 0, "%s", err.text);
+    struct link_sink *s = (struct link_sink *)sink;
+    cr_assert_eq(s->missing_lanes, 0xFEu);
+    atomic_store(&picky.takes, true);
+    loses_lanes = s;
+    pthread_create(&mender, NULL, rp_link_mend_main, s);
+    while (st.lanes < 8 && usleep(1000) == 0)
+        rp_bundle_stats(s->bundle, &st);
+    usleep(100000);
+    pthread_mutex_lock(&s->lock);
+    cr_assert_eq(s->missing_lanes, 0xFEu, "forgotten: 0x%x", 0xFEu & ~s->missing_lanes);
+    pthread_mutex_unlock(&s->lock);
+    sink->ops->cancel(sink);
+    pthread_join(mender, NULL);
+    sink->ops->destroy(sink);
+    atomic_store(&picky.over, true);
+    pthread_join(t, NULL);
+    while (picky.n)
+        rp_conn_close(picky.conns[--picky.n]);
+    rp_listener_close(picky.l);
 }
 
 static void nothing_committed(void *ctx, struct rp_sink *sink, uint64_t epoch)
