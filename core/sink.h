@@ -29,6 +29,9 @@ struct rp_sink_ops {
     int (*emit)(struct rp_sink *s, struct rp_buf *record, struct rp_error *err);
     /* EPOCH_END of `epoch` was emitted: push everything out now; `committed` follows. */
     int (*flush)(struct rp_sink *s, uint64_t epoch, struct rp_error *err);
+    /* The run is over: wakes a blocked emit, and nothing more is emitted; callbacks, and what is said to the other side, go on until
+     * cancel. Engine's thread. May be NULL: then it is cancelled. */
+    void (*stop)(struct rp_sink *s);
     /* Wakes a blocked emit; no callback comes after it returns. Not from a callback; one control thread. */
     void (*cancel)(struct rp_sink *s);
     void (*destroy)(struct rp_sink *s);

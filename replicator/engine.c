@@ -79,7 +79,7 @@ static void settle(struct rp_engine *e)
 }
 
 /* A run that succeeds ends when all is emitted; one that is stopped or has failed drops what waits. A sink that blocks the emitter
- * then is cancelled. */
+ * then is stopped. */
 static void end_emitter(struct rp_engine *e)
 {
     if (!rp_engine_over(e)) {
@@ -91,7 +91,7 @@ static void end_emitter(struct rp_engine *e)
     rp_emitter_abandon(e->emitter);
     if (rp_emitter_join(e->emitter, EMPTY_MS))
         return;
-    e->sink->ops->cancel(e->sink);
+    (e->sink->ops->stop ? e->sink->ops->stop : e->sink->ops->cancel)(e->sink);
     (void)rp_emitter_join(e->emitter, -1);
 }
 

@@ -347,6 +347,12 @@ static int link_flush(struct rp_sink *base, uint64_t epoch, struct rp_error *err
     return rc < 0 ? ended(s, rc, err) : rc;
 }
 
+/* Its owner has yet to say why the run has ended: a standby that hears nothing takes us for dead. */
+static void link_stop(struct rp_sink *base)
+{
+    lanes_down(of(base));
+}
+
 static void link_cancel(struct rp_sink *base)
 {
     struct link_sink *s = of(base);
@@ -378,7 +384,8 @@ static void link_destroy(struct rp_sink *base)
 }
 
 static const struct rp_sink_ops link_ops = {
-    .name = "standby", .start = link_start, .emit = link_emit, .flush = link_flush, .cancel = link_cancel, .destroy = link_destroy,
+    .name = "standby", .start = link_start, .emit = link_emit, .flush = link_flush, .stop = link_stop, .cancel = link_cancel,
+    .destroy = link_destroy,
 };
 
 static void defaults(struct rp_link_config *cfg)

@@ -533,6 +533,70 @@ static int failing_cut(struct rp_source *s, struct rp_cut *cut, struct rp_error 
     return atomic_load(&cuts_fail) ? rp_error_set(err, EIO, "the machine's state cannot be read") : fake_ops.cut(s, cut, err);
 }
 
+/* The first epoch is held; until it may be acknowledged the standby's lanes stand, and the primary's emitter with them. */
+static _Atomic bool held_up, let_go;
+
+static int hold_up(void *ctx, struct rp_image *image, struct rp_error *err)
+{
+    (void)ctx, (void)image, (void)err;
+    atomic_store(&held_up, true);
+    while (!atomic_load(&let_go))
+        usleep(1000);
+    return 0;
+}
+
+static struct rp_link_recv *slow_standby(struct standby *s)
+{
+    struct rp_error err = {0};
+    struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = TIMEOUT_MS, .applied = hold_up};
+    struct rp_listener *l;
+    char text[100];
+    memset(s, 0, sizeof(*s));
+    snprintf(text, sizeof(text), "unix:/tmp/rp-slow-%d", getpid());
+    cr_assert_eq(rp_uri_parse(text, &s->uri, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_image_create(RP_IMAGE_STAGED, &ops, 64u << 20, &s->image, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_listen(&s->uri, &l, &err), 0, "%s", err.text);
+    cfg.image = s->image;
+    cr_assert_eq(rp_link_recv_create(l, &cfg, &s->recv, &err), 0, "%s", err.text);
+    pthread_create(&s->thread, NULL, standby_main, s);
+    return s->recv;
+}
+
+/* The second epoch is larger than what may be on its way; at the end of the third there is no cut. */
+static int cut_that_fails_later(struct rp_source *s, struct rp_cut *cut, struct rp_error *err)
+{
+    return cut->epoch >= 3 ? rp_error_set(err, EIO, "the machine's state cannot be read") : fake_ops.cut(s, cut, err);
+}
+
+/* Nor is it a death when the sink is stuck at that moment, and has to be torn from what it waits for. */
+Test(link, INV3_a_primary_that_fails_while_its_sink_is_stuck_says_goodbye)
+{
+    struct fake f;
+    struct standby s;
+    struct rp_events *ev;
+    struct rp_protect *p;
+    struct rp_error err = {0};
+    struct rp_source_ops ops = fake_ops;
+    ops.cut = cut_that_fails_later;
+    fake_start(&f, RP_PAGE_SIZE, 1000, 500);
+    f.base.ops = &ops;
+    cr_assert_eq(rp_events_create(64, &ev), 0);
+    slow_standby(&s);
+    struct rp_protect_config cfg = {.link = {.uri = s.uri}, .engine.goal = {.epoch_ns = 200000000}, .retry_ms = 5000};
+    cr_assert_eq(rp_protect_start(&f.base, ev, &cfg, false, &p, &err), 0);
+    while (!atomic_load(&held_up))
+        usleep(1000);
+    sleep(3);
+    atomic_store(&let_go, true);
+    standby_join(&s);
+    cr_assert_eq(s.outcome.end, RP_LINK_BROKEN, "%d: %s", s.outcome.end, s.outcome.why.text);
+    rp_protect_stop(p, RP_PROTECT_FORGET);
+    rp_events_destroy(ev);
+    fake_stop(&f);
+    standby_free(&s);
+}
+
 /* A run that ends for a reason of the primary's own is no death either: its standby is told, and waits. */
 Test(link, INV3_a_primary_that_fails_at_a_cut_says_goodbye)
 {
