@@ -519,6 +519,7 @@ Test(lanes, INV7_the_control_connection_has_a_second_path)
     must_commit(&p, 5);
     arm("link-path:2");
     await_event(&p, "PATH_LOST");
+    await_event(&p, "TRANSPORT_DEGRADED");      /* which follows it */
     cr_assert_eq(seen(&p, "TRANSPORT_DEGRADED"), 1);
     must_commit(&p, 20);
     await_event(&p, "PATH_BACK");
