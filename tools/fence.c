@@ -93,10 +93,15 @@ static void on_lost(void *ctx, const struct rp_error *why)
 {
     struct rp_fence *f = ctx;
     pthread_mutex_lock(&f->lock);
-    set_state(f, RP_FENCE_LOST);
-    f->losses++;
-    f->why = *why;
+    bool held = f->state == RP_FENCE_HELD;      /* not while it is being given up */
+    if (held) {
+        set_state(f, RP_FENCE_LOST);
+        f->losses++;
+        f->why = *why;
+    }
     pthread_mutex_unlock(&f->lock);
+    if (!held)
+        return;
     emit_reason(f, "LEASE_LOST", why->text);
     tell(f);
 }

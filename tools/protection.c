@@ -25,6 +25,7 @@ struct rp_protection {
     bool ending;                    /* control: rp_protection_end was called */
     int event_fd;                   /* the protect thread has something for the control thread */
     _Atomic bool pause_wanted;      /* it wants the machine to stand still */
+    _Atomic uint64_t term;          /* the lease's, of the newest run */
     _Atomic uint64_t yielded;       /* the term that was given up for a switchover, 0: none was */
 };
 
@@ -39,7 +40,10 @@ static int owner_acquire(void *ctx, struct rp_error *err)
 static uint64_t owner_term(void *ctx)
 {
     struct rp_protection *p = ctx;
-    return rp_fence_term(p->vm->fence);
+    uint64_t term = rp_fence_term(p->vm->fence);
+    if (term)
+        atomic_store(&p->term, term);
+    return term;
 }
 
 static uint64_t owner_holder(void *ctx)
@@ -58,10 +62,12 @@ static int owner_disown(void *ctx, struct rp_error *err)
     return rc;
 }
 
+/* One that was lost a moment ago is the run's all the same. */
 static int owner_yield(void *ctx, struct rp_error *err)
 {
     struct rp_protection *p = ctx;
-    atomic_store(&p->yielded, rp_fence_term(p->vm->fence));
+    uint64_t term = rp_fence_term(p->vm->fence);
+    atomic_store(&p->yielded, term ? term : atomic_load(&p->term));
     return rp_fence_yield(p->vm->fence, err);
 }
 

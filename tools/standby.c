@@ -178,9 +178,8 @@ static int new_entry(struct rp_standby *s, struct rp_error *err)
 }
 
 /* S2 */
-static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
+static int admit(struct rp_standby *s, const char *peer, const struct rp_hello *hello, struct rp_error *err)
 {
-    struct rp_standby *s = ctx;
     /* First: a primary that is refused must not have the fence stand back. */
     if (hello->term && rp_fence_sees(s->vm->fence, hello->term, hello->holder, err) < 0)
         return err->code;
@@ -196,6 +195,15 @@ static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, s
     rp_events_emit(s->vm->events, s->epoch, "PRIMARY_CONNECTED", "{\"peer\": \"%.70s\"}", peer);
     rp_standby_set_state(s, RP_STANDBY_SYNCING);
     return 0;
+}
+
+static int on_admit(void *ctx, const char *peer, const struct rp_hello *hello, struct rp_error *err)
+{
+    struct rp_standby *s = ctx;
+    pthread_mutex_lock(&s->admission);
+    int rc = admit(s, peer, hello, err);
+    pthread_mutex_unlock(&s->admission);
+    return rc;
 }
 
 static int forget(struct rp_standby *s, const char *why, struct rp_error *err)
@@ -342,6 +350,7 @@ static int make_standby(struct rp_vm *vm, struct rp_vm_options *o, struct rp_err
     s->o = o;
     s->since_wall_ns = rp_wall_ns();
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->admission, NULL);
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     s->again_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     int rc = s->event_fd < 0 || s->again_fd < 0 ? rp_error_set(err, errno, "no descriptor: %s", strerror(errno)) : 0;
@@ -389,6 +398,7 @@ void rp_standby_stop(struct rp_vm *vm)
     rp_replica_close(s->replica);
     rp_vm_unwatch_close(vm, s->event_fd);
     rp_vm_unwatch_close(vm, s->again_fd);
+    pthread_mutex_destroy(&s->admission);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }

@@ -28,6 +28,7 @@ struct rp_standby {
     bool promoted, again;           /* control: the disks are the VM's; they could not be opened, and that may change */
     int event_fd;                   /* the serving thread has ended, or failed */
     int again_fd;                   /* a timer: the next attempt to take over is due */
+    pthread_mutex_t admission;      /* from the fence's standing back until the state says so; no takeover is forced meanwhile. Before `lock` */
     char uri[400];
     pthread_mutex_t lock;
     enum rp_standby_state state;    /* lock */

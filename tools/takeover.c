@@ -192,9 +192,10 @@ void rp_standby_on_fence(struct rp_vm *vm)
     }
 }
 
-int rp_standby_force(struct rp_vm *vm, struct rp_error *err)
+/* admission held. */
+static int force(struct rp_standby *s, struct rp_error *err)
 {
-    struct rp_standby *s = vm->standby;
+    struct rp_vm *vm = s->vm;
     pthread_mutex_lock(&s->lock);
     enum rp_standby_state state = s->state;
     uint64_t epoch = s->epoch, age_ns = rp_wall_ns() - s->epoch_wall_ns;
@@ -214,6 +215,15 @@ int rp_standby_force(struct rp_vm *vm, struct rp_error *err)
                    (unsigned long long)(age_ns / 1000000));
     rp_fence_follow(vm->fence, 0);
     return 0;
+}
+
+int rp_standby_force(struct rp_vm *vm, struct rp_error *err)
+{
+    struct rp_standby *s = vm->standby;
+    pthread_mutex_lock(&s->admission);
+    int rc = force(s, err);
+    pthread_mutex_unlock(&s->admission);
+    return rc;
 }
 
 void rp_standby_on_again(void *ctx)

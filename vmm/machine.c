@@ -1,6 +1,7 @@
 /* The machine's life: start, pause, resume, reset, end; see machine.h. Making one is machine_make.c's. */
 #include "vmm/machine_internal.h"
 
+#include "core/clock.h"
 #include "core/fault.h"
 #include "core/log.h"
 #include "core/thread.h"
@@ -83,6 +84,20 @@ static void end_machine(struct rp_machine *m, enum rp_run_state how)
     (void)!write(m->end_fd, &one, sizeof one);
 }
 
+/* Control held. */
+static void end_failed(struct rp_machine *m, const char *why)
+{
+    char plain[sizeof m->failure];
+
+    if (ended(m))
+        return;
+    snprintf(m->failure, sizeof m->failure, "%s", why);
+    snprintf(plain, sizeof plain, "%.120s", why);
+    rp_event_plain(plain);
+    rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%s\"}", plain);
+    end_machine(m, RP_VM_FAILED);
+}
+
 /* --- what the guest asks for --- */
 
 void rp_machine_ask(struct rp_machine *m, unsigned what)
@@ -98,17 +113,15 @@ static int reset(struct rp_machine *m, bool patient, struct rp_error *err);
 static void serve_asks(struct rp_machine *m, unsigned asks)
 {
     struct rp_error err = {0};
+    char why[sizeof m->failure];
     int rc;
 
     if (asks & RP_ASK_FAILED) {
         pthread_mutex_lock(&m->control);
-        if (!ended(m)) {
-            pthread_mutex_lock(&m->lock);
-            memcpy(m->failure, m->ask_text, sizeof m->failure);
-            pthread_mutex_unlock(&m->lock);
-            rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%.120s\"}", m->failure);
-            end_machine(m, RP_VM_FAILED);
-        }
+        pthread_mutex_lock(&m->lock);
+        memcpy(why, m->ask_text, sizeof why);
+        pthread_mutex_unlock(&m->lock);
+        end_failed(m, why);
         pthread_mutex_unlock(&m->control);
     } else if (asks & RP_ASK_OFF) {
         pthread_mutex_lock(&m->control);
@@ -119,9 +132,8 @@ static void serve_asks(struct rp_machine *m, unsigned asks)
         rc = reset(m, true, &err);
         if (rc < 0 && rc != -EBUSY) {
             pthread_mutex_lock(&m->control);
-            snprintf(m->failure, sizeof m->failure, "reset: %.180s", err.text);
-            rp_events_emit(m->events, m->newest_epoch, "GUEST_FAILED", "{\"reason\":\"%.120s\"}", m->failure);
-            end_machine(m, RP_VM_FAILED);
+            snprintf(why, sizeof why, "reset: %.180s", err.text);
+            end_failed(m, why);
             pthread_mutex_unlock(&m->control);
         }
     }
@@ -207,6 +219,8 @@ int rp_machine_start(struct rp_machine *m, struct rp_error *err)
     pthread_mutex_lock(&m->control);
     if (m->may_run)
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has been started already");
+    else if (ended(m))
+        rc = refuse_ended(err);
     m->may_run = true;
     if (rc == 0)
         rc = run_unless_paused(m, err);
@@ -270,13 +284,11 @@ int rp_machine_power_on(struct rp_machine *m, struct rp_error *err)
 /* Control held. A cut is over in a moment, unless it is a switchover's: then nobody may ever resume. */
 static int wait_uncut(struct rp_machine *m, bool patient, struct rp_error *err)
 {
-    struct timespec until;
+    uint64_t until = rp_clock_ns() + UNCUT_S * 1000000000ull;
     int late = 0;
 
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += UNCUT_S;
     while (m->cut && !m->going && late == 0)
-        late = patient ? pthread_cond_wait(&m->uncut, &m->control) : pthread_cond_timedwait(&m->uncut, &m->control, &until);
+        late = patient ? pthread_cond_wait(&m->uncut, &m->control) : rp_cond_wait_until(&m->uncut, &m->control, until);
     return m->cut ? rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the VM stands still: it is being handed over") : 0;
 }
 

@@ -101,12 +101,16 @@ void rp_virtio_config_changed(struct rp_virtio *v)
 
 void rp_virtio_fail(struct rp_virtio *v, unsigned queue, const struct rp_error *why)
 {
+    char plain[128];
+
     if (v->status & VIRTIO_CONFIG_S_NEEDS_RESET)
         return;
     v->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    snprintf(plain, sizeof plain, "%.120s", why->text);
+    rp_event_plain(plain);
     rp_log(RP_LOG_WARN, "%s in slot %u: queue %u: %s: the guest has to reset it", v->name, v->pci.slot, queue, why->text);
-    rp_events_emit(v->env.events, 0, "DEVICE_BROKEN", "{\"device\":\"%s\",\"slot\":%u,\"queue\":%u,\"reason\":\"%.120s\"}",
-                   v->name, v->pci.slot, queue, why->text);
+    rp_events_emit(v->env.events, 0, "DEVICE_BROKEN", "{\"device\":\"%s\",\"slot\":%u,\"queue\":%u,\"reason\":\"%s\"}",
+                   v->name, v->pci.slot, queue, plain);
     rp_virtio_config_changed(v);
 }
 
