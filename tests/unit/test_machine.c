@@ -231,11 +231,14 @@ static struct rp_machine *reenter(struct rp_machine *from, uint64_t epoch)
 /* Cut between the guest's asking and what comes of it. */
 static struct rp_machine *enter_what_asked(const char *cmdline)
 {
-    struct rp_machine *m;
+    struct rp_machine *m = NULL;
+    struct rp_machine_config cfg = native_config("idle", cmdline, 1, 24);
+    struct rp_error err = {0};
 
     setenv("RP_FAULT", "guest-asks:1:stall", 1);
     rp_fault_reload();
-    m = boot("idle", cmdline, 1, 24);
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
     for (int i = 0; i < 5000 && !rp_fault_fired(); i++)
         usleep(1000);
     cr_assert(rp_fault_fired(), "the guest asked for nothing");
