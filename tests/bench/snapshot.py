@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""One whole snapshot of a running dirtier guest into a file in memory: reprise checkpoint beside Debian QEMU's `migrate exec:cat`.
+"""One whole snapshot of a running dirtier guest into a file: reprise checkpoint beside Debian QEMU's `migrate exec:cat`.
 
-    snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random]
+    snapshot.py BUILD [monitors=reprise,qemu] [rates=1000,20000] [ram=1024] [ws=960] [rounds=3] [gap=200] [fill=random] [at=/dev/shm]
+
+The file is in memory unless `at` names a folder on a disk: reprise then syncs it, QEMU leaves it in the page cache.
 
 Prints one line of JSON per case and round: seconds, MiB/s of guest RAM, the guest's longest gap meanwhile in ms (QEMU leaves it standing:
-it is told to go on as soon as it says that it is done), bytes of the file. Then, as often, "copy_gap_ms": its longest gap while cp copies such a
-file, for what a flood of bytes does to it here, whoever makes it. "null" for a gap: a hypervisor took this host's processors away meanwhile (steal). Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
+it is told to go on as soon as it says that it is done), bytes of the file. Then, as often, "copy_gap_ms": its longest gap while cp copies such
+a file, for what a flood of bytes does to it here, whoever makes it. "null" for a gap: a hypervisor took this host's processors away meanwhile
+(steal). Needs /dev/kvm (tests/lab/scenarios/bench-snapshot.py brings one).
 """
 import json
 import pathlib
@@ -84,11 +87,12 @@ def measure(case, file):
 
 
 def main(arguments):
-    words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200, "fill": "random"})
+    words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200,
+                                          "fill": "random", "at": "/dev/shm"})
     for rate in map(int, words["rates"].split(",")):
         for monitor in words["monitors"].split(","):
             case = {"reprise": Reprise, "qemu": Qemu}[monitor](pathlib.Path(arguments[0]).resolve(), words, "file", rate, 0)
-            file = pathlib.Path("/dev/shm") / f"{case.directory.name}.snapshot"
+            file = pathlib.Path(words["at"]) / f"{case.directory.name}.snapshot"
             try:
                 for figures in measure(case, file):
                     print(json.dumps({"monitor": monitor, "rate": rate, **figures}), flush=True)

@@ -1,7 +1,7 @@
-"""One whole snapshot of a running guest's 1 GiB of random RAM, in a file in memory: reprise checkpoint beside QEMU's migrate exec:cat.
+"""One whole snapshot of a running guest's 1 GiB of random RAM, in a file: reprise checkpoint beside QEMU's migrate exec:cat.
 
-tests/bench/snapshot.py's words: rates=1000,20000 (pages/s), rounds=3, ram=1024, ws=960 (MiB), monitors=reprise,qemu. In a host with emulated
-KVM everything is smaller.
+tests/bench/snapshot.py's words: rates=1000,20000 (pages/s), rounds=3, ram=1024, ws=960 (MiB), monitors=reprise,qemu, at=/dev/shm (where the
+file is). In a host with emulated KVM everything is smaller.
 """
 import json
 import pathlib
@@ -23,7 +23,7 @@ def run(lab):
     for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/bench/snapshot.py", ROOT / "tests/lab/lab/qmp.py"):
         shutil.copy(path, lab.shared / path.name)
     scaled = {"rates": "1000,20000", "ram": 1024, "ws": 960, "gap": 200} if lab.native else {"rates": "100,1000", "ram": 128, "ws": 96, "gap": 1000}
-    words = [f"{key}={lab.word(key, value)}" for key, value in {"monitors": "reprise,qemu", "rounds": 3, **scaled}.items()]
+    words = [f"{key}={lab.word(key, value)}" for key, value in {"monitors": "reprise,qemu", "rounds": 3, "at": "/dev/shm", **scaled}.items()]
     output = a.run(f"python3 /mnt/shared/snapshot.py /mnt/build {' '.join(words)}", timeout_s=450).output
     cases = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     for case in cases:

@@ -141,7 +141,7 @@ class Matrix:
         pid = host.run("pgrep -ox reprise").output.strip()
         limit = f"prlimit --pid {pid} --nofile="        # without descriptors it cannot look at its lease
         host.run(f"{limit}16:")
-        self.lab.wait_until(lambda: "vcpu" in host.run(f"cat /proc/{pid}/task/*/comm").output, 60, "the standby has taken over")
+        self.lab.wait_until(lambda: "TAKEN_OVER" in self.armed.output, 60, "the standby has taken over")
         host.run(f"{limit}1024:")
         self.taken_over()
 
