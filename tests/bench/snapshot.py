@@ -87,6 +87,7 @@ def measure(case, file):
 
 
 def main(arguments):
+    pair.undisturbed()
     words = pair.words_of(arguments[1:], {"monitors": "reprise,qemu", "rates": "1000,20000", "ram": 1024, "ws": 960, "rounds": 3, "gap": 200,
                                           "fill": "random", "at": "/dev/shm"})
     for rate in map(int, words["rates"].split(",")):
