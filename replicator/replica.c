@@ -45,6 +45,12 @@ static int check_term(const struct rp_replica *r, const struct rp_epoch_header *
     return 0;
 }
 
+/* The epoch being taken has begun with a SYNC. */
+static bool syncs(const struct rp_replica *r)
+{
+    return r->direct || r->staged;
+}
+
 static bool is_of(const struct rp_replica *r, const struct rp_epoch_header *h)
 {
     return r->whole && memcmp(r->vm_id, h->vm_id, sizeof(r->vm_id)) == 0;
@@ -138,10 +144,9 @@ static int take_sync(struct rp_replica *r, const struct rp_epoch_header *h, cons
     struct rp_disk_base base = rp_disk_sync_of(e);
     struct rp_replica_file *d = &r->disks[e->disk];
     int rc = 0;
-    bool begun = r->direct || r->staged;
-    if (begun && (r->synced >> e->disk & 1 || memcmp(&base, &r->sync_base, sizeof(base)) != 0))
+    if (syncs(r) && (r->synced >> e->disk & 1 || memcmp(&base, &r->sync_base, sizeof(base)) != 0))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %u: a second SYNC in one epoch", e->disk);
-    if (!begun)
+    if (!syncs(r))
         rc = begin_sync(r, h, &base, err);
     if (rc == 0 && r->staged && d->size_bytes < e->offset)      /* what is held is of a smaller disk */
         rc = unstage(r, h, err);
@@ -261,12 +266,12 @@ static int take_entry(void *ctx, const struct rp_disk_entry *e, struct rp_error 
     struct rp_replica_file *d = &r->disks[e->disk];
     if (!r->direct && !r->whole)
         return rp_error_exit(err, RP_EXIT_REFUSED, ESTALE, "disk %s: holds no epoch that the primary could build upon", d->path);
-    if ((r->direct || r->staged) && !(r->synced >> e->disk & 1))
+    if (syncs(r) && !(r->synced >> e->disk & 1))
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %u: a write before its SYNC", e->disk);
     if (e->offset > d->size_bytes || e->len > d->size_bytes - e->offset)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "disk %s: a write at %llu, %u bytes, beyond its end (%llu)", d->path,
                              (unsigned long long)e->offset, e->len, (unsigned long long)d->size_bytes);
-    if (r->direct || r->staged)
+    if (syncs(r))
         atomic_fetch_add(&r->sync_bytes, e->len);
     return r->direct ? write_direct(r, e->disk, e->kind, e->offset, e->len, e->data, err) : journal_entry(r, t->h, e, err);
 }
@@ -284,7 +289,7 @@ int rp_replica_commit(void *replica, const struct rp_epoch_header *h, struct rp_
     int rc = failed(r, err);
     if (rc < 0 || r->kept == 0)
         return rc;
-    if ((r->direct || r->staged) && (rc = all_synced(r, err)) < 0)
+    if (syncs(r) && (rc = all_synced(r, err)) < 0)
         return rc;
     if (r->direct)
         return commit_direct(r, h, err);
