@@ -69,10 +69,12 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     rp_client_close(c);
     const char *to = json_string_value(json_object_get(job, "standby"));
     double s = (double)(rp_clock_ns() - start) / 1e9;
-    if (rc == 0 && o->force && !o->json)
+    if (rc == 0 && o->json)
+        printf("{\"standby\": \"%s\", \"seconds\": %.3f}\n", to ? to : o->force ? "" : "the standby", s);
+    else if (rc == 0 && o->force)
         printf("it runs here now (%.2f s)\n", s);
     else if (rc == 0)
-        printf(o->json ? "{\"standby\": \"%s\", \"seconds\": %.3f}\n" : "%s runs it now (%.2f s)\n", to ? to : o->force ? "" : "the standby", s);
+        printf("%s runs it now (%.2f s)\n", to ? to : "the standby", s);
     json_decref(job);
     return rc;
 }
