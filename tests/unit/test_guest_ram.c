@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -83,6 +84,19 @@ Test(guest_ram, what_it_holds_is_what_was_written_and_not_given_back, .fini = dr
     cr_assert_lt(held(&first), 512u, "busy pages may stay, as zeroes");
     for (unsigned i = 0; i < 4u << 20; i++)
         cr_assert_eq(((uint8_t *)rp_ram_at(&ram, rp_gpa(5 << 20), 4 << 20))[i], 0);
+}
+
+/* Pages that are not held are not read, and so not made, for a checkpoint: not even single ones among others. */
+Test(guest_ram, single_holes_are_no_pages, .fini = drop)
+{
+    uint64_t first, n, size = 40u << 20, from = 1u << 20;
+
+    make(64ull << 20);
+    memset(rp_ram_at(&ram, rp_gpa(from), size), 7, size);
+    n = held(&first);
+    for (uint64_t at = from; at < from + size; at += 2 * 4096)
+        cr_assert_eq(fallocate(ram.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, 4096), 0);
+    cr_assert_eq(held(&first), n - size / 4096 / 2);
 }
 
 Test(guest_ram, only_ram_can_be_given_back, .fini = drop)
