@@ -17,7 +17,7 @@ struct helper {
 
 struct rp_pool {
     unsigned threads;
-    int nice;
+    bool behind;
     struct helper *helpers;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
@@ -33,7 +33,10 @@ static void *helper_main(void *arg)
     struct helper *h = arg;
     struct rp_pool *p = h->pool;
     unsigned seen = 0;
-    rp_thread_nice(p->nice);
+    if (p->behind)
+        rp_thread_behind();
+    else
+        rp_thread_patient(false);       /* its starter may be */
     pthread_mutex_lock(&p->lock);
     for (;;) {
         while (!p->quit && (!p->fn || p->generation == seen))
@@ -75,14 +78,14 @@ void rp_pool_run(struct rp_pool *p, void (*fn)(void *ctx, unsigned worker), void
     }
 }
 
-int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool **out, struct rp_error *err)
+int rp_pool_create(const char *name, unsigned threads, bool behind, struct rp_pool **out, struct rp_error *err)
 {
     struct rp_pool *p = calloc(1, sizeof(*p));
     if (!p || !(p->helpers = calloc(threads + 1, sizeof(*p->helpers)))) {
         free(p);
         return rp_error_set(err, ENOMEM, "no memory for %u %s threads", threads, name);
     }
-    p->nice = nice;
+    p->behind = behind;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);

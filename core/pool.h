@@ -10,12 +10,13 @@
 
 #include "core/error.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct rp_pool;
 
-/* `name`: for the threads, at most 8 characters. threads may be 0. nice: of rp_thread_nice (core/thread.h), 0: none. -errno of rp_thread_start. */
-int rp_pool_create(const char *name, unsigned threads, int nice, struct rp_pool **out, struct rp_error *err) RP_MUST_CHECK;
+/* `name`: for the threads, at most 8 characters. threads may be 0. behind: as rp_thread_behind (core/thread.h). -errno of rp_thread_start. */
+int rp_pool_create(const char *name, unsigned threads, bool behind, struct rp_pool **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_pool_destroy(struct rp_pool *p);
 unsigned rp_pool_threads(const struct rp_pool *p);
 uint64_t rp_pool_cpu_ns(const struct rp_pool *p);  /* that the helpers have used; any thread */

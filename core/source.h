@@ -14,6 +14,8 @@
 #include "core/epoch.h"
 #include "core/stream.h"
 
+#include <sched.h>
+
 struct rp_source_info {
     uint8_t vm_id[16];
     char name[RP_VM_NAME_MAX];
@@ -69,6 +71,8 @@ struct rp_source_ops {
     int (*output_fd)(struct rp_source *s);
     /* Slows the vCPUs: 0 none … 99 percent of their time taken. */
     void (*throttle)(struct rp_source *s, unsigned percent);
+    /* Adds the CPUs on which vCPUs run at this moment. Any thread. May be NULL: there are none. */
+    void (*running_on)(struct rp_source *s, cpu_set_t *cpus);
 
     /* The run's sink takes disk writes: from here on every one is kept for disk_pull or the next cut, in bounded memory
      * (then the guest's requests wait). Before the run's first cut; all five NULL: no disks. */

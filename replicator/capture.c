@@ -110,7 +110,7 @@ static uint64_t place(struct rp_capture *c, uint64_t n)
     return n;
 }
 
-uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max)
+uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max, bool helped)
 {
     uint64_t count = rp_pageset_count(&c->pending);
     if (count > max)
@@ -125,7 +125,7 @@ uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max)
     for (uint64_t i = 0; i < n; i++)
         rp_pageset_unset(&c->pending, c->gfns[i]);
     struct copy_job job = {.c = c, .n = n};
-    if (n >= RP_CAPTURE_PARALLEL)
+    if (helped && n >= RP_CAPTURE_PARALLEL)
         rp_pool_run(c->pool, copy_pages, &job);
     else
         copy_pages(&job, 0);

@@ -6,7 +6,7 @@
  * While the guest runs, a copy may be torn or overtaken; that is fine, because whoever writes the page after its
  * harvest makes it dirty again: it comes back into `pending` and is copied again into the same slot. What is copied
  * between cut and resume is what the epoch holds.
- * Thread: the engine's; the copying itself is spread over a pool from RP_CAPTURE_PARALLEL pages on.
+ * Thread: the engine's; the copying itself may be spread over a pool, from RP_CAPTURE_PARALLEL pages on.
  */
 #ifndef RP_REPLICATOR_CAPTURE_H
 #define RP_REPLICATOR_CAPTURE_H
@@ -35,8 +35,9 @@ int rp_capture_init(struct rp_capture *c, const struct rp_ram_view *ram, struct 
 void rp_capture_fini(struct rp_capture *c);
 /* How many more slots it takes to capture all of pending. */
 uint64_t rp_capture_need(const struct rp_capture *c);
-/* Copies pending pages, at most `max` of them, as far as there are slots; they leave pending. Returns how many. */
-uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max);
+/* Copies pending pages, at most `max` of them, as far as there are slots; they leave pending. Returns how many. `helped`: the pool helps,
+ * where it has to be quick; beside a running machine its threads take a vCPU's place for as long as it lasts. */
+uint64_t rp_capture_copy(struct rp_capture *c, uint64_t max, bool helped);
 /* Names pending pages, at most `max` of them, without copying (slot RP_SLOT_NONE): the encoder reads them. No cut may come before it
  * has, unless the machine stands still from then on. Returns how many. */
 uint64_t rp_capture_name(struct rp_capture *c, uint64_t max);

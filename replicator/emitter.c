@@ -84,6 +84,8 @@ static int emit_record(void *ctx, struct rp_buf *record, struct rp_error *err)
 {
     struct rp_emitter *m = ctx;
     uint64_t t0 = rp_clock_ns();
+    if (m->cfg.aside)
+        rp_aside_step(m->cfg.aside);
     size_t len = record->len;
     int rc = m->cfg.sink->ops->emit(m->cfg.sink, record, err);
     m->emit_ns += rp_clock_ns() - t0;
@@ -238,7 +240,7 @@ static void *emitter_main(void *arg)
 {
     struct rp_emitter *m = arg;
     struct rp_message *msg;
-    rp_thread_nice(RP_NICE_BEHIND);
+    rp_thread_behind();
     while ((msg = rp_queue_pop(&m->queue))) {
         struct rp_error err = {0};
         if (atomic_exchange(&m->awaited, false))

@@ -10,6 +10,7 @@
 #define RP_REPLICATOR_EMITTER_H
 
 #include "core/sink.h"
+#include "replicator/aside.h"
 #include "replicator/encoder.h"
 
 enum rp_message_kind { RP_MSG_EPOCH, RP_MSG_PAGES, RP_MSG_DISK, RP_MSG_END };
@@ -36,6 +37,7 @@ struct rp_emitter_config {
     unsigned encoders;              /* threads beside the emitter's own */
     uint32_t codecs;                /* mask; 0: all */
     uint64_t bandwidth_bytes_s;     /* 0: unlimited */
+    struct rp_aside *aside;         /* whoever encodes follows it at each record; borrowed, NULL: stays where it is */
     const struct rp_hash128 *held;  /* [ram.gfn_end] what the sink holds already; NULL: zeroes. Borrowed by create */
     /* Emitter thread: emitting failed for good. */
     void (*fail)(void *ctx, int rc, const struct rp_error *why);

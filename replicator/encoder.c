@@ -371,7 +371,7 @@ int rp_encoder_create(struct rp_arena *arena, const struct rp_ram_view *ram, str
     if (rc == 0 && !(e->vain = calloc(ram->gfn_end, 1)))
         rc = rp_error_set(err, ENOMEM, "no memory for the encoder");
     if (rc == 0)
-        rc = rp_pool_create("encode", threads, RP_NICE_BEHIND, &e->pool, err);
+        rc = rp_pool_create("encode", threads, true, &e->pool, err);
     if (rc < 0) {
         rp_encoder_destroy(e);
         return rc;

@@ -168,6 +168,7 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
     atomic_store(&e->committed, e->epoch - 1);
     atomic_store(&e->cut, e->epoch - 1);
     pthread_mutex_init(&e->result_lock, NULL);
+    rp_aside_init(&e->aside);
     e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int rc = src->ops->describe(src, &e->info, err);
     if (rc < 0)
@@ -178,9 +179,9 @@ int rp_engine_create(struct rp_source *src, struct rp_sink *sink, enum rp_run_ki
         e->cfg.memory_bytes = (24u << 20) + ram->pages * RP_PAGE_SIZE / 24;
     struct rp_emitter_config emit = {
         .sink = sink, .ram = *ram, .encoders = helpers(cfg->encoders, e->info.cpus), .codecs = cfg->codecs,
-        .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .held = cfg->held, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
+        .bandwidth_bytes_s = cfg->goal.bandwidth_bytes_s, .held = cfg->held, .aside = &e->aside, .fail = emitter_failed, .wake = emitter_wakes, .ctx = e};
     if ((rc = rp_arena_create(e->cfg.memory_bytes, ram->gfn_end, &e->arena, err)) < 0 ||
-        (rc = rp_pool_create("capture", helpers(cfg->capture_threads, 0), 0, &e->capture_pool, err)) < 0 ||
+        (rc = rp_pool_create("capture", helpers(cfg->capture_threads, 0), false, &e->capture_pool, err)) < 0 ||
         (rc = rp_capture_init(&e->capture, ram, e->arena, e->capture_pool, err)) < 0)
         goto fail;
     emit.arena = e->arena;
@@ -257,6 +258,7 @@ void rp_engine_destroy(struct rp_engine *e)
     rp_capture_fini(&e->capture);
     rp_pool_destroy(e->capture_pool);
     rp_arena_destroy(e->arena);
+    rp_aside_fini(&e->aside);
     close(e->wake_fd);
     free(e);
 }

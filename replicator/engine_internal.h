@@ -3,6 +3,7 @@
 #ifndef RP_REPLICATOR_ENGINE_INTERNAL_H
 #define RP_REPLICATOR_ENGINE_INTERNAL_H
 
+#include "replicator/aside.h"
 #include "replicator/capture.h"
 #include "replicator/cold.h"
 #include "replicator/emitter.h"
@@ -33,6 +34,7 @@ struct rp_engine {
     void *ended_ctx;
     struct rp_arena *arena;
     struct rp_emitter *emitter;
+    struct rp_aside aside;          /* the engine thread looks; it and whoever encodes step aside */
 
     /* engine thread */
     pthread_t thread;
@@ -51,6 +53,7 @@ struct rp_engine {
     struct rp_cow *cow;             /* NULL: not wanted yet, or not able */
     struct rp_cold cold;
     uint64_t cow_pages, cow_faults;
+    bool patient;                   /* it waits for a CPU when it is woken: nothing stands still for it */
     bool tracking, disks;           /* disks: the source was told to keep their writes */
     int output_fd;
     uint64_t governed_ns;           /* when the governor was last asked */

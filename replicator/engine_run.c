@@ -2,6 +2,7 @@
 #include "replicator/engine_internal.h"
 
 #include "core/clock.h"
+#include "core/thread.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -16,11 +17,20 @@
 #define DISK_QUEUED (8u << 20)  /* bytes of DISK records that may wait for the emitter */
 #define TICK_NS 100000000u      /* longest wait for anything without looking around */
 
+/* Beside a guest that runs for as long as this takes; in and between the cuts of a continuous run an output may wait for us. */
+static void be_patient(struct rp_engine *e, bool on)
+{
+    if (e->patient != on)
+        rp_thread_patient(on);
+    e->patient = on;
+}
+
 static int hand_over(struct rp_engine *e, struct rp_message *m, struct rp_error *err)
 {
     if (!m)
         return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
     m->epoch = e->epoch;
+    rp_aside_look(&e->aside, e->src);
     /* Not in the queue's own wait: whoever waits has to notice that the sink takes nothing any more, or that the run is to end (INV-5). */
     while (rp_emitter_full(e->emitter) && !rp_engine_over(e)) {
         rp_engine_wait_for(e, rp_clock_ns() + TICK_NS);
@@ -186,21 +196,31 @@ static bool disks_press(struct rp_engine *e)
     return p.pressed;
 }
 
+/* Until the arena has `n` slots (all of them, if it has no more). */
+static int await_slots(struct rp_engine *e, uint64_t n, struct rp_error *err)
+{
+    uint32_t most = rp_arena_slots(e->arena);
+    while (!rp_arena_wait(e->arena, n < most ? (uint32_t)n : most, rp_clock_ns() + TICK_NS)) {
+        int late = rp_engine_govern(e, false, err);
+        if (late < 0 || rp_engine_over(e))
+            return late < 0 ? late : -ECANCELED;
+    }
+    return 0;
+}
+
 /* Captures everything pending and emits it while the guest runs, waiting for slots as needed. */
 static int stream_pending(struct rp_engine *e, struct rp_error *err)
 {
     while (rp_pageset_next(&e->capture.pending, 0) < e->capture.pending.bits) {
-        while (!rp_arena_wait(e->arena, 64, rp_clock_ns() + TICK_NS)) {
-            int late = rp_engine_govern(e, false, err);
-            if (late < 0 || rp_engine_over(e))
-                return late < 0 ? late : -ECANCELED;
-        }
+        int rc = await_slots(e, 64, err);
+        if (rc < 0)
+            return rc;
         uint64_t t0 = rp_clock_ns();
-        uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK);
+        uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK, false);
         rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
         e->streamed += n;
-        int rc = hand_pages(e, err);
+        rc = hand_pages(e, err);
         if (rc == 0)
             rc = pull_disks(e, 0, err);
         if (rc == 0)
@@ -270,7 +290,8 @@ static int sync_passes(struct rp_engine *e, struct rp_error *err)
         if (left <= final_pages(e, pages, ns) || (!shrinking && i > 2 && e->kind != RP_RUN_FINAL))
             break;
     }
-    return 0;
+    /* What the last pass captured is on its way still: a cut that finds no room for its pages is put off, and costs the guest some of its speed. */
+    return e->kind == RP_RUN_FINAL ? 0 : await_slots(e, 2 * before, err);
 }
 
 /* A harvest for the open epoch, while the guest runs: this is how it grows. The governor hears at once when it has come half-way to
@@ -290,7 +311,7 @@ static int early_pass(struct rp_engine *e, struct rp_error *err)
     if (rc < 0)
         return rc;
     uint64_t t0 = rp_clock_ns();
-    uint64_t n = rp_capture_copy(&e->capture, UINT64_MAX);
+    uint64_t n = rp_capture_copy(&e->capture, UINT64_MAX, true);
     rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
     e->early += n;
     if (rp_pageset_next(&e->capture.pending, 0) == e->capture.pending.bits &&
@@ -331,7 +352,7 @@ static bool capture_cut(struct rp_engine *e, bool final, uint64_t dirty, uint64_
         return false;
     *held = rp_engine_cow_protect(e, dirty);
     uint64_t t0 = rp_clock_ns();
-    uint64_t n = rp_capture_copy(&e->capture, UINT64_MAX);
+    uint64_t n = rp_capture_copy(&e->capture, UINT64_MAX, true);
     rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
     return rp_pageset_next(&e->capture.pending, 0) == e->capture.pending.bits;
 }
@@ -365,6 +386,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     uint64_t held = 0;
     if (!final)
         rp_engine_cow_ready(e);
+    be_patient(e, false);
     int rc = e->src->ops->cut(e->src, &cut, err);
     if (rc < 0)
         goto out;
@@ -400,6 +422,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
         rc = hand_over(e, end, err);
     e->epoch++;
 out:
+    be_patient(e, e->kind != RP_RUN_CONTINUOUS);
     rp_engine_cow_withdraw(e);      /* nothing is left, unless the cut was off */
     rp_sections_fini(&sections);
     rp_buf_fini(&disk);
@@ -491,6 +514,8 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
 
 int rp_engine_run(struct rp_engine *e, struct rp_error *err)
 {
+    be_patient(e, true);
+    rp_aside_look(&e->aside, e->src);
     int rc = e->src->ops->track_start(e->src, true, err);
     if (rc < 0)
         return rc;

@@ -1,5 +1,6 @@
 replicator_SRCS := \
 	replicator/arena.c \
+	replicator/aside.c \
 	replicator/bundle.c \
 	replicator/capture.c \
 	replicator/control.c \

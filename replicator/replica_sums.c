@@ -137,7 +137,7 @@ static void wait_for_work(struct rp_replica *r)
 static void *sums_main(void *arg)
 {
     struct rp_replica *r = arg;
-    rp_thread_nice(RP_NICE_BEHIND);
+    rp_thread_behind();
     pthread_mutex_lock(&r->lock);
     while (!r->sums.stop) {
         unsigned disk;

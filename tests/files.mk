@@ -1,5 +1,6 @@
 # Criterion programs, one per file and per line.
 unit_SRCS := tests/unit/test_engine.c
+unit_SRCS += tests/unit/test_aside.c
 unit_SRCS += tests/unit/test_encoder.c
 unit_SRCS += tests/unit/test_policy.c
 unit_SRCS += tests/unit/test_pressure.c

@@ -7,6 +7,7 @@
  */
 #include "core/clock.h"
 #include "core/thread.h"
+#include "replicator/aside.h"
 #include "replicator/engine.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"
@@ -160,6 +161,8 @@ static int checkpoint_run(struct rp_job *job, void *arg, struct rp_error *err)
 {
     struct checkpoint *c = arg;
     uint64_t start = rp_clock_ns(), bytes = 0;
+    rp_thread_patient(true);        /* to make an engine and to end it takes milliseconds of a CPU */
+    rp_aside_once(rp_machine_source(c->vm->machine));
     int rc = checkpoint_to_file(job, c, &bytes, err);
     char text[100];
     if (rc < 0) {

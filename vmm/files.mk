@@ -26,6 +26,7 @@ vmm_SRCS := \
 	vmm/tables.c \
 	vmm/time.c \
 	vmm/vcpu.c \
+	vmm/vcpu_place.c \
 	vmm/vcpu_state.c \
 	vmm/vmgenid.c
 

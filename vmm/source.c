@@ -150,6 +150,11 @@ static void throttle(struct rp_source *s, unsigned percent)
     pthread_mutex_unlock(&m->control);
 }
 
+static void running_on(struct rp_source *s, cpu_set_t *cpus)
+{
+    rp_vcpus_running_on(machine_of(s)->vcpus, cpus);
+}
+
 static int disk_start(struct rp_source *s, const struct rp_disk_run *run, struct rp_error *err)
 {
     struct rp_machine *m = machine_of(s);
@@ -185,6 +190,7 @@ static int storage(struct rp_source *s, bool hold, struct rp_error *err)
 static const struct rp_source_ops ops = {
     .name = "machine", .describe = describe, .track_start = track_start, .track_stop = track_stop, .harvest = harvest,
     .keep = keep, .cut = cut, .resume = resume, .release = release, .gate = gate, .output_fd = output_fd, .throttle = throttle,
+    .running_on = running_on,
     .disk_start = disk_start, .disk_stop = disk_stop, .disk_whole = disk_whole, .disk_pull = disk_pull, .disk_progress = disk_progress, .storage = storage};
 
 void rp_machine_source_init(struct rp_machine *m)

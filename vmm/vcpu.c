@@ -7,6 +7,7 @@
 #include "vmm/vcpu_state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
@@ -294,6 +295,7 @@ static void *vcpu_main(void *arg)
     sigaddset(&kick, KICK_SIGNAL);
     pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
     atomic_store(&v->tid, (int)syscall(SYS_gettid));
+    atomic_store(&v->stat_fd, open("/proc/thread-self/stat", O_RDONLY | O_CLOEXEC));
     while (next_run(v))
         run_guest(v);
     return NULL;
@@ -306,6 +308,7 @@ static int make_vcpu(struct rp_vcpus *g, unsigned i, struct rp_error *err)
 
     v->gang = g;
     v->index = i;
+    v->stat_fd = -1;
     v->still = true;
     v->run_bytes = rc > 0 ? (size_t)rc : 0;
     v->state = calloc(1, sizeof *v->state);
@@ -399,6 +402,8 @@ void rp_vcpus_destroy(struct rp_vcpus *g)
             munmap(g->v[i].run, g->v[i].run_bytes);
         if (g->v[i].fd >= 0)
             close(g->v[i].fd);
+        if (g->v[i].stat_fd >= 0)
+            close(g->v[i].stat_fd);
         free(g->v[i].state);
     }
     rp_msr_list_free(g->msrs);

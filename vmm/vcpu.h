@@ -31,6 +31,7 @@
 
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 struct rp_vcpu_state;
@@ -46,6 +47,7 @@ struct rp_vcpu {
     pthread_t thread;
     bool started;               /* control thread */
     _Atomic int tid;            /* set once by the thread */
+    _Atomic int stat_fd;        /* of its /proc/…/stat, set once by the thread; -1: none */
     bool still;                 /* gang lock: outside of KVM_RUN, last exit complete */
     bool ended;                 /* gang lock: failed or shut down; does not go on before a reset */
     bool own_saved, saved;      /* gang lock: `state` was taken in this hold; the part of it that nobody else changes */
@@ -106,6 +108,8 @@ void rp_vcpus_save(struct rp_vcpus *g);
 int rp_vcpus_collect(struct rp_vcpus *g, struct rp_error *err) RP_MUST_CHECK;
 /* Ended vCPUs may run again (guest reset). While still. */
 void rp_vcpus_revive(struct rp_vcpus *g);
+/* Adds the CPUs on which vCPUs run at this moment; not those that wait. Any thread. */
+void rp_vcpus_running_on(struct rp_vcpus *g, cpu_set_t *cpus);
 /* Takes `percent` (0-99) of the vCPUs' time. */
 int rp_vcpus_throttle(struct rp_vcpus *g, unsigned percent, struct rp_error *err) RP_MUST_CHECK;
 

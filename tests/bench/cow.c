@@ -38,7 +38,7 @@ static void make(struct bed *b, uint64_t pages)
     b->ram.base = mmap(NULL, pages << RP_PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     close(fd);
     if (b->ram.base == MAP_FAILED || rp_arena_create(pages << (RP_PAGE_SHIFT - 1), pages, &b->arena, &err) < 0 ||
-        rp_pool_create("capture", 1, 0, &b->pool, &err) < 0 || rp_capture_init(&b->capture, &b->ram, b->arena, b->pool, &err) < 0 ||
+        rp_pool_create("capture", 1, false, &b->pool, &err) < 0 || rp_capture_init(&b->capture, &b->ram, b->arena, b->pool, &err) < 0 ||
         rp_cow_create(&b->ram, b->arena, &b->cow, &err) < 0 || rp_cold_init(&b->cold, &b->capture, b->cow, &err) < 0)
         bench_die("copy-on-write", &err);
     uint32_t slots[64];     /* the arena's pages exist, as they do after the first epochs */
@@ -68,7 +68,7 @@ static void give_back(struct bed *b, struct rp_captured *pages, uint64_t n)
 static void stop_and_copy(struct bed *b)
 {
     uint64_t t0 = rp_clock_ns(), n;
-    rp_capture_copy(&b->capture, UINT64_MAX);
+    rp_capture_copy(&b->capture, UINT64_MAX, true);
     rp_hist_add(&b->stop, rp_clock_ns() - t0);
     struct rp_captured *pages = rp_capture_take(&b->capture, &n);
     give_back(b, pages, n);

@@ -149,7 +149,7 @@ static double capture_ns(struct capture_run *r)
         while (rp_pageset_count(&r->c.pending) < r->n)
             rp_pageset_set(&r->c.pending, rnd(&seed) % r->ram.pages);
         uint64_t t0 = rp_clock_ns();
-        rp_capture_copy(&r->c, UINT64_MAX);
+        rp_capture_copy(&r->c, UINT64_MAX, true);
         uint64_t ns = rp_clock_ns() - t0;
         best = ns < best ? ns : best;
         struct rp_captured *list = rp_capture_take(&r->c, &n);
@@ -168,7 +168,7 @@ static void captures(unsigned helpers)
     struct capture_run r = {.ram = {.gfn_end = 131072, .pages = 131072, .nregions = 1, .regions = {{0, 131072}}}};
     struct rp_pool *pool;
     r.ram.base = mmap(NULL, r.ram.pages << RP_PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (r.ram.base == MAP_FAILED || rp_pool_create("capture", helpers, 0, &pool, NULL) < 0 ||
+    if (r.ram.base == MAP_FAILED || rp_pool_create("capture", helpers, false, &pool, NULL) < 0 ||
         rp_arena_create(128u << 20, r.ram.gfn_end, &r.arena, NULL) < 0 || rp_capture_init(&r.c, &r.ram, r.arena, pool, NULL) < 0)
         abort();
     r.n = 16384;
