@@ -29,7 +29,7 @@ static int place(int stat_fd)
     at += 2;
     for (unsigned field = STATE_FIELD; at && field < PROCESSOR_FIELD; field++)
         at = strchr(at + 1, ' ');
-    return at ? atoi(at) : -1;
+    return at ? (int)strtol(at, NULL, 10) : -1;
 }
 
 void rp_vcpus_running_on(struct rp_vcpus *g, cpu_set_t *cpus)
