@@ -11,13 +11,14 @@
 
 #define RETRY_NS 1000000000u
 
-int rp_doors_init(struct rp_doors *d, struct rp_listener *l, struct rp_error *err)
+int rp_doors_init(struct rp_doors *d, struct rp_listener *l, const struct rp_secret *key, struct rp_error *err)
 {
     struct rp_error why = {0};
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd < 0)
         return rp_error_set(err, errno, "no descriptor to wake whoever listens: %s", strerror(errno));
-    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}, .wake_fd = wake_fd};
+    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}, .wake_fd = wake_fd,
+                           .key = key};
     if (l->uri.scheme != RP_URI_RDMA)
         return 0;
     struct rp_door *spare = &d->doors[1];
@@ -76,6 +77,7 @@ static void enter(struct rp_doors *d, struct rp_conn *c)
         leave(d, 0);
     }
     d->hall[d->waiting].conn = c;
+    d->hall[d->waiting].greeting = (struct rp_greeting){.have = 0};
     d->hall[d->waiting++].since_ns = rp_clock_ns();
 }
 
@@ -83,7 +85,7 @@ static void show_out(struct rp_doors *d)
 {
     uint64_t now = rp_clock_ns();
     while (d->waiting && now - d->hall[0].since_ns > RP_HALL_NS) {
-        rp_log(RP_LOG_WARN, "%s: connected and said nothing", d->hall[0].conn->peer);
+        rp_log(RP_LOG_WARN, "%s: connected and %s", d->hall[0].conn->peer, d->hall[0].greeting.have ? "did not end its greeting" : "said nothing");
         rp_conn_close(d->hall[0].conn);
         leave(d, 0);
     }
@@ -96,18 +98,25 @@ void rp_doors_wake(struct rp_doors *d)
     }
 }
 
-/* Its descriptor may have announced what is no word of its own: that it is connected. */
-static bool has_spoken(struct rp_conn *c)
+/* Hears guest i, who may have said something. True: his greeting is whole, or he has left the hall. */
+static bool hear(struct rp_doors *d, unsigned i, int *rc)
 {
-    char none;
-    return c->ops->recv(c, &none, 0, RP_CONN_NOW) != -EAGAIN;
+    struct rp_error why = {0};
+    *rc = rp_handshake_hear(&d->hall[i].greeting, d->hall[i].conn, d->key, &why);
+    if (*rc < 0) {
+        rp_log(RP_LOG_WARN, "%s: %s", d->hall[i].conn->peer, why.text);
+        rp_conn_close(d->hall[i].conn);
+        leave(d, i);
+    }
+    return *rc != 0;
 }
 
-int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
+int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out, struct rp_greeting *greeting)
 {
     struct pollfd fds[2 + RP_HALL_MAX + 1];
     unsigned n = d->n;
     eventfd_t woken;
+    int rc;
     show_out(d);
     for (unsigned i = 0; i < d->n; i++) {
         struct rp_door *door = &d->doors[i];
@@ -120,8 +129,11 @@ int rp_doors_accept(struct rp_doors *d, int timeout_ms, struct rp_conn **out)
     if (poll(fds, n + 1, timeout_ms) <= 0 || (fds[n].revents && eventfd_read(d->wake_fd, &woken) == 0))
         return -EAGAIN;
     for (unsigned i = 0; i < d->waiting; i++)
-        if (fds[d->n + i].revents && has_spoken(d->hall[i].conn)) {
+        if (fds[d->n + i].revents && hear(d, i, &rc)) {
+            if (rc < 0)
+                return -EAGAIN;     /* the others have moved up: they are heard at the next call */
             *out = d->hall[i].conn;
+            *greeting = d->hall[i].greeting;
             leave(d, i);
             return 0;
         }

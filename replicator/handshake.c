@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#define HELLO_BYTES 160u
+#define HELLO_BYTES RP_HELLO_BYTES
 #define CHALLENGE_BYTES (8u + RP_NONCE_BYTES + RP_PROOF_BYTES + RP_REASON_MAX)
 #define WELCOME_REASON (4u + 16u + 8u + 24u + 24u)
 #define WELCOME_BYTES (WELCOME_REASON + RP_REASON_MAX)
@@ -101,13 +101,22 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
     return 0;
 }
 
+/* Without waiting: what there is no room for now is not worth having somebody wait who is not known yet. */
+static int send_now(struct rp_conn *c, const void *buf, size_t len)
+{
+    union { const void *in; void *out; } p = {.in = buf};   /* iovec has no const */
+    struct iovec iov = {p.out, len};
+    ssize_t n = c->ops->send(c, &iov, 1, false);
+    return n == (ssize_t)len ? 0 : n < 0 ? (int)n : -EAGAIN;
+}
+
 static void refuse_hello(struct rp_conn *c, const char *why)
 {
     uint8_t challenge[CHALLENGE_BYTES] = {0};
     rp_st32(challenge, STATUS_REFUSED);
     rp_st32(challenge + 4, RP_LINK_VERSION);
     strncpy((char *)challenge + 8 + RP_NONCE_BYTES + RP_PROOF_BYTES, why, RP_REASON_MAX - 1);
-    if (rp_conn_send(c, challenge, sizeof(challenge)) < 0) {
+    if (send_now(c, challenge, sizeof(challenge)) < 0) {
         /* it has gone: so much the better */
     }
 }
@@ -124,31 +133,55 @@ static int check_hello(const uint8_t *msg, const struct rp_hello *h, const char 
     return *why ? -EPROTO : 0;
 }
 
-int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_handshake_judge *judge, void *ctx,
-                        struct rp_hello *out, struct rp_error *err)
+/* The HELLO is whole. */
+static int challenge_it(struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, struct rp_error *err)
 {
     struct rp_hello h;
-    uint8_t mine[RP_NONCE_BYTES], theirs[RP_NONCE_BYTES], proof[RP_PROOF_BYTES], want[RP_PROOF_BYTES];
-    uint8_t msg[HELLO_BYTES], challenge[CHALLENGE_BYTES] = {0}, welcome[WELCOME_BYTES] = {0};
-    int rc = io(err, rp_conn_recv_all(c, msg, sizeof(msg), rp_clock_ns() + RP_HANDSHAKE_ACCEPT_MS * 1000000ull), "it should have said HELLO");
-    if (rc < 0 || (rc = rp_secret_nonce(mine, err)) < 0)
-        return rc;
-    get_hello(msg, &h, theirs);
+    uint8_t theirs[RP_NONCE_BYTES], challenge[CHALLENGE_BYTES] = {0};
     const char *why;
-    if ((rc = check_hello(msg, &h, &why)) < 0) {
+    get_hello(g->said, &h, theirs);
+    int rc = check_hello(g->said, &h, &why);
+    if (rc < 0) {
         refuse_hello(c, why);
         return rp_error_exit(err, RP_EXIT_REFUSED, rc, "a stranger was refused: %s", why);
     }
-    rp_st32(challenge + 4, RP_LINK_VERSION);
-    memcpy(challenge + 8, mine, RP_NONCE_BYTES);
-    rp_secret_prove(key, "standby", mine, theirs, msg, HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
-    if ((rc = io(err, rp_conn_send(c, challenge, sizeof(challenge)), "challenging it")) < 0 ||
-        (rc = io(err, rp_conn_recv_all(c, proof, sizeof(proof), rp_clock_ns() + RP_HANDSHAKE_ACCEPT_MS * 1000000ull), "waiting for its proof")) < 0)
+    rc = rp_secret_nonce(g->nonce, err);
+    if (rc < 0)
         return rc;
-    rp_secret_prove(key, "primary", theirs, mine, msg, HELLO_BYTES, want);
+    rp_st32(challenge + 4, RP_LINK_VERSION);
+    memcpy(challenge + 8, g->nonce, RP_NONCE_BYTES);
+    rp_secret_prove(key, "standby", g->nonce, theirs, g->said, HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
+    return io(err, send_now(c, challenge, sizeof(challenge)), "being challenged");
+}
+
+int rp_handshake_hear(struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, struct rp_error *err)
+{
+    while (g->have < sizeof(g->said)) {
+        size_t whole = g->have < HELLO_BYTES ? HELLO_BYTES : sizeof(g->said);
+        ssize_t n = c->ops->recv(c, g->said + g->have, whole - g->have, RP_CONN_NOW);
+        if (n == -EAGAIN)
+            return 0;
+        if (n <= 0)
+            return io(err, n < 0 ? (int)n : -ECONNRESET, g->have < HELLO_BYTES ? "it should have said HELLO" : "it should have proven its key");
+        g->have += (size_t)n;
+        int rc = g->have == HELLO_BYTES ? challenge_it(g, c, key, err) : 0;
+        if (rc < 0)
+            return rc;
+    }
+    return 1;
+}
+
+int rp_handshake_welcome(const struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, rp_handshake_judge *judge, void *ctx,
+                         struct rp_hello *out, struct rp_error *err)
+{
+    struct rp_hello h;
     struct rp_welcome w = {0};
     struct rp_error refusal = {0};
-    if (!rp_secret_equal(want, proof))
+    uint8_t theirs[RP_NONCE_BYTES], want[RP_PROOF_BYTES], welcome[WELCOME_BYTES] = {0};
+    int rc;
+    get_hello(g->said, &h, theirs);
+    rp_secret_prove(key, "primary", theirs, g->nonce, g->said, HELLO_BYTES, want);
+    if (!rp_secret_equal(want, g->said + HELLO_BYTES))
         rc = rp_error_exit(&refusal, RP_EXIT_REFUSED, EACCES, "wrong key");
     else
         rc = judge(ctx, &h, &w, &refusal);
@@ -163,7 +196,7 @@ int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_hands
     rp_st64(welcome + 60, w.held.sum.lo);
     rp_st64(welcome + 68, w.held.sum.hi);
     snprintf((char *)welcome + WELCOME_REASON, RP_REASON_MAX, "%s", refusal.text);
-    int sent = rp_conn_send(c, welcome, sizeof(welcome));
+    int sent = send_now(c, welcome, sizeof(welcome));
     if (rc < 0) {
         if (err)
             *err = refusal;

@@ -8,7 +8,8 @@
  *        ◄──────  WELCOME  status, session, epoch held, disks held, pages held
  *   (a control connection goes on with held.h, and sums.h)
  *
- * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence.
+ * Every message has a fixed size (at most 256 bytes) and a time limit; a refusal says why in one sentence. The accepting side waits for
+ * nobody before the key is proven: who begins a handshake and does not go on with it is in nobody's way (doors.h).
  */
 #ifndef RP_REPLICATOR_HANDSHAKE_H
 #define RP_REPLICATOR_HANDSHAKE_H
@@ -20,7 +21,7 @@
 
 #define RP_LINK_VERSION 4u
 #define RP_HANDSHAKE_TIMEOUT_MS 3000    /* of the connecting side, for each answer */
-#define RP_HANDSHAKE_ACCEPT_MS 1000     /* of the accepting side: others wait meanwhile */
+#define RP_HELLO_BYTES 160u
 #define RP_REASON_MAX 128
 
 enum rp_link_role {
@@ -51,10 +52,20 @@ struct rp_welcome {
 int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const struct rp_hello *hello,
                          struct rp_welcome *out, struct rp_error *err) RP_MUST_CHECK;
 
-/* The accepting side: `judge` sees the HELLO after the key was proven; it returns 0 and fills in `welcome`, or < 0 with the
- * reason in err, which the other side is told. */
+/* The accepting side, as far as the other one's proof. All zero: nothing was heard yet. */
+struct rp_greeting {
+    uint8_t said[RP_HELLO_BYTES + RP_PROOF_BYTES];      /* HELLO, then PROOF: `have` bytes */
+    size_t have;
+    uint8_t nonce[RP_NONCE_BYTES];                      /* ours, once the HELLO is whole */
+};
+/* Takes what has come and answers it, without waiting. 0: more has to come; 1: the greeting is whole (whether the proof is right says
+ * welcome); < 0: the connection can be closed, the other side was told why if it can be. */
+int rp_handshake_hear(struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, struct rp_error *err) RP_MUST_CHECK;
+
+/* After that: `judge` sees the HELLO, if the key was proven; it returns 0 and fills in `welcome`, or < 0 with the reason in err, which the other
+ * side is told. */
 typedef int rp_handshake_judge(void *ctx, const struct rp_hello *hello, struct rp_welcome *welcome, struct rp_error *err);
-int rp_handshake_accept(struct rp_conn *c, const struct rp_secret *key, rp_handshake_judge *judge, void *ctx,
-                        struct rp_hello *out, struct rp_error *err) RP_MUST_CHECK;
+int rp_handshake_welcome(const struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, rp_handshake_judge *judge, void *ctx,
+                         struct rp_hello *out, struct rp_error *err) RP_MUST_CHECK;
 
 #endif

@@ -42,7 +42,7 @@ struct rp_link_recv {
     pthread_cond_t change;
     bool answered, tail_over;   /* the source knows that the VM runs here; its connection has ended */
     struct rp_link_outcome outcome;     /* end 0: nothing has ended it */
-    struct rp_conn *guest;      /* its handshake goes on */
+    struct rp_conn *guest;      /* it is being welcomed, or told what is held */
 };
 
 /* Why the session ends; the first reason counts. Lock held. */
@@ -273,7 +273,7 @@ static int judge_joining(void *ctx, const struct rp_hello *h, struct rp_welcome 
     return 0;
 }
 
-/* The connection whose handshake goes on: rp_link_cancel, and the session's end, end that too. False: that has happened. */
+/* The connection that is being welcomed, or told what is held: rp_link_cancel, and the session's end, end that too. False: that has happened. */
 static bool set_guest(struct rp_link_recv *r, struct rp_conn *c, bool joining)
 {
     pthread_mutex_lock(&r->lock);
@@ -287,12 +287,13 @@ static bool set_guest(struct rp_link_recv *r, struct rp_conn *c, bool joining)
 static int next_guest(struct rp_link_recv *r, bool joining, struct rp_conn **out, struct rp_hello *hello)
 {
     struct rp_error why = {0};
+    struct rp_greeting greeting;
     struct rp_conn *c;
-    int rc = rp_doors_accept(&r->doors, ACCEPT_POLL_MS, &c);
+    int rc = rp_doors_accept(&r->doors, ACCEPT_POLL_MS, &c, &greeting);
     if (rc < 0)
         return rc;
     bool go_on = set_guest(r, c, joining);
-    rc = go_on ? rp_handshake_accept(c, &r->cfg.key, joining ? judge_joining : judge_opening, r, hello, &why) : -ECANCELED;
+    rc = go_on ? rp_handshake_welcome(&greeting, c, &r->cfg.key, joining ? judge_joining : judge_opening, r, hello, &why) : -ECANCELED;
     set_guest(r, NULL, joining);
     if (rc == 0) {
         *out = c;
@@ -481,7 +482,7 @@ int rp_link_recv_create(struct rp_listener *l, const struct rp_link_recv_config 
         free(r);
         return rc;
     }
-    rc = rp_doors_init(&r->doors, l, err);
+    rc = rp_doors_init(&r->doors, l, &r->cfg.key, err);
     if (rc < 0) {
         rp_control_fini(&r->control);
         free(r);

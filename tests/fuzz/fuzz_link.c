@@ -10,6 +10,7 @@
 #include "replicator/handshake.h"
 #include "replicator/sums.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/shake_hands.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -277,7 +278,7 @@ static void standby(struct fz *f)
     struct fake *k = fake_make(in, cut < sizeof(in) ? cut : sizeof(in));
     k->key = &key;
     k->good_proof = good;
-    int rc = rp_handshake_accept(&k->base, &key, judge, &judged, &hello, &err);
+    int rc = shake_hands(&k->base, &key, judge, &judged, &hello, &err);
     FZ_HOLDS(rc == 0 ? judged && good : err.text[0] != 0);
     FZ_HOLDS(good || !judged);      /* nobody is looked at who did not prove the key */
     rp_conn_close(&k->base);

@@ -11,6 +11,7 @@
 #include "replicator/link_primary.h"
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
+#include "tests/unit/shake_hands.h"
 
 #include <errno.h>
 #include <sys/socket.h>
@@ -251,7 +252,7 @@ static void *deaf_main(void *arg)
         struct rp_held_ask ask;
         struct rp_error err = {0};
         cr_assert_eq(rp_listener_accept(d->l, 10000, &d->conns[i], &err), 0, "%s", err.text);
-        cr_assert_eq(rp_handshake_accept(d->conns[i], &key, welcome_all, NULL, &h, &err), 0, "%s", err.text);
+        cr_assert_eq(shake_hands(d->conns[i], &key, welcome_all, NULL, &h, &err), 0, "%s", err.text);
         if (h.role == RP_LINK_CONTROL)
             cr_assert_eq(rp_held_receive_ask(d->conns[i], &ask, &err), 0, "%s", err.text);
     }
@@ -317,7 +318,7 @@ static void *picky_main(void *arg)
         struct rp_conn *c;
         if (rp_listener_accept(picky.l, 20, &c, &err) < 0)
             continue;
-        if (rp_handshake_accept(c, &key, pick, NULL, &h, &err) < 0 ||
+        if (shake_hands(c, &key, pick, NULL, &h, &err) < 0 ||
             (h.role == RP_LINK_CONTROL && rp_held_receive_ask(c, &ask, &err) < 0))
             rp_conn_close(c);
         else
@@ -470,6 +471,30 @@ Test(link, strangers_of_every_kind_get_nowhere)
     sink->ops->destroy(sink);
     standby_join(&s);
     cr_assert_eq(rp_image_epoch(s.image), 0u);
+    standby_free(&s);
+}
+
+/* Who greets as a primary does and leaves it at that, with or without the key of the pair, delays neither one who opens a session nor its lanes. */
+Test(link, who_does_not_end_a_greeting_is_in_nobodys_way)
+{
+    enum { STRANGERS = 10 };
+    struct standby s;
+    struct rp_sink *sink;
+    struct rp_error err = {0};
+    struct rp_conn *c[STRANGERS];
+    uint8_t hello[RP_HELLO_BYTES] = {'R', 'P', 'L', 'I', 'N', 'K', 0x0D, 0x0A, RP_LINK_VERSION, 0, 0, 0, RP_LINK_CONTROL};
+    standby_start(&s, "unix", "0123456789abcdef", TIMEOUT_MS);
+    for (unsigned i = 0; i < STRANGERS; i++) {
+        cr_assert_eq(rp_connect(&s.uri, 10000, &c[i], &err), 0, "%s", err.text);
+        cr_assert_eq(rp_conn_send(c[i], hello, i % 2 ? sizeof(hello) : 100), 0);
+    }
+    uint64_t t0 = rp_clock_ns();
+    cr_assert_eq(connect_to(&s, "0123456789abcdef", 2, &sink, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_clock_ns() - t0, 4000000000u, "each of them has taken a second");
+    for (unsigned i = 0; i < STRANGERS; i++)
+        rp_conn_close(c[i]);
+    sink->ops->destroy(sink);
+    standby_join(&s);
     standby_free(&s);
 }
 

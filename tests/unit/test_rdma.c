@@ -475,30 +475,51 @@ static void *dial_main(void *arg)
     return NULL;
 }
 
+static int welcome_all(void *ctx, const struct rp_hello *h, struct rp_welcome *w, struct rp_error *err)
+{
+    (void)ctx, (void)h, (void)w, (void)err;
+    return 0;
+}
+
+static void *greet_main(void *conn)
+{
+    const struct rp_secret key = {0};
+    const struct rp_hello hello = {.role = RP_LINK_CONTROL, .lanes = 7};
+    struct rp_welcome w;
+    struct rp_error err = {0};
+    cr_assert_eq(rp_handshake_connect(conn, &key, &hello, &w, &err), 0, "%s", err.text);
+    return NULL;
+}
+
 /* Who has connected and says nothing stays in the hall: that he is connected is nothing said. */
 Test(rdma, who_says_nothing_is_in_nobodys_way)
 {
     struct ends e;
     struct rp_doors doors;
+    struct rp_greeting greeting;
     struct rp_error err = {0};
     struct rp_conn *c;
-    char x;
+    const struct rp_secret key = {0};
+    struct rp_hello hello = {.role = RP_LINK_CONTROL};
     int rc = -EAGAIN;
     listen_on(&e, address());
-    cr_assert_eq(rp_doors_init(&doors, e.listener, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_doors_init(&doors, e.listener, &key, &err), 0, "%s", err.text);
     struct dial d[2] = {{.to = e.listener->uri}, {.to = e.listener->uri}};
     for (unsigned i = 0; i < 2; i++) {
         pthread_t t;
         pthread_create(&t, NULL, dial_main, &d[i]);
         for (uint64_t until = rp_clock_ns() + 500000000u; !atomic_load(&d[i].done) || rp_clock_ns() < until;)
-            cr_assert_eq(rp_doors_accept(&doors, 20, &c), -EAGAIN, "nothing was said, and yet somebody is let in");
+            cr_assert_eq(rp_doors_accept(&doors, 20, &c, &greeting), -EAGAIN, "nothing was said, and yet somebody is let in");
         pthread_join(t, NULL);
     }
-    cr_assert_eq(rp_conn_send(d[1].conn, "x", 1), 0);
-    for (unsigned i = 0; i < 50 && rc == -EAGAIN; i++)
-        rc = rp_doors_accept(&doors, 20, &c);
+    pthread_t t;
+    pthread_create(&t, NULL, greet_main, d[1].conn);
+    for (unsigned i = 0; i < 200 && rc == -EAGAIN; i++)
+        rc = rp_doors_accept(&doors, 20, &c, &greeting);
     cr_assert_eq(rc, 0);
-    cr_assert_eq(c->ops->recv(c, &x, 1, 5000), 1);
+    cr_assert_eq(rp_handshake_welcome(&greeting, c, &key, welcome_all, NULL, &hello, &err), 0, "%s", err.text);
+    pthread_join(t, NULL);
+    cr_assert_eq(hello.lanes, 7u);
     rp_conn_close(c);
     rp_conn_close(d[0].conn);
     rp_conn_close(d[1].conn);

@@ -9,6 +9,7 @@
 #include "replicator/held.h"
 #include "replicator/protect.h"
 #include "tests/unit/fake_standby.h"
+#include "tests/unit/shake_hands.h"
 
 #include <errno.h>
 
@@ -592,7 +593,7 @@ static void *liar_main(void *arg)
         struct rp_held_ask *ask = &liar.asked[liar.served % 4];
         if (rp_listener_accept(liar.l, 20, &c, &err) < 0)
             continue;
-        if (rp_handshake_accept(c, &key, liar_judge, NULL, &h, &err) == 0 && rp_held_receive_ask(c, ask, &err) == 0) {
+        if (shake_hands(c, &key, liar_judge, NULL, &h, &err) == 0 && rp_held_receive_ask(c, ask, &err) == 0) {
             liar.served++;
             for (unsigned i = 0; ask->wanted && i < liar.lie->runs; i++) {
                 rp_st64(run, liar.lie->gfn[i]);
