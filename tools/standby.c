@@ -169,12 +169,16 @@ static int new_entry(struct rp_standby *s, struct rp_error *err)
 {
     struct rp_ram_config how = s->o->machine.ram;
     struct rp_entry_disks disks = {.ctx = s->replica, .disk = rp_replica_record, .disk_commit = rp_replica_commit, .disk_drop = rp_replica_drop};
+    struct rp_entry *fresh;
     how.populate = how.behind = true;       /* ready to run at any moment; the first epoch need not wait for it */
+    int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &disks, &fresh, err);
+    if (rc < 0)
+        return rc;                          /* what was there stays: somebody receives into it */
     free_image(s);
-    int rc = rp_entry_create(RP_IMAGE_STAGED, &how, &disks, &s->entry, err);
-    if (rc == 0 && s->recv)
+    s->entry = fresh;
+    if (s->recv)
         rp_link_recv_image(s->recv, rp_entry_image(s->entry));
-    return rc;
+    return 0;
 }
 
 /* S2 */
