@@ -35,8 +35,6 @@ static void *helper_main(void *arg)
     unsigned seen = 0;
     if (p->behind)
         rp_thread_behind();
-    else
-        rp_thread_patient(false);       /* its starter may be */
     pthread_mutex_lock(&p->lock);
     for (;;) {
         while (!p->quit && (!p->fn || p->generation == seen))

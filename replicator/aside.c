@@ -6,7 +6,6 @@
 
 #define LOOK_NS 5000000u        /* a look costs 3 us per vCPU */
 
-static _Atomic unsigned versions;
 static _Thread_local unsigned followed;     /* the version by which this thread chose its CPUs */
 
 void rp_aside_init(struct rp_aside *a)
@@ -20,26 +19,42 @@ void rp_aside_fini(struct rp_aside *a)
     pthread_mutex_destroy(&a->lock);
 }
 
+/* Those that the process may use. False where there are more than a cpu_set_t holds: then nobody is kept off any. */
+static bool all_cpus(cpu_set_t *all)
+{
+    return sched_getaffinity(getpid(), sizeof(*all), all) == 0;
+}
+
+static void change(struct rp_aside *a, const cpu_set_t *free)
+{
+    pthread_mutex_lock(&a->lock);
+    if (!atomic_load(&a->version) || !CPU_EQUAL(free, &a->free)) {
+        a->free = *free;
+        atomic_fetch_add(&a->version, 1);
+    }
+    pthread_mutex_unlock(&a->lock);
+}
+
 void rp_aside_look(struct rp_aside *a, struct rp_source *src)
 {
     uint64_t now = rp_clock_ns();
     cpu_set_t all, taken, left;
-    if (!src->ops->running_on || now < a->look_ns || sched_getaffinity(getpid(), sizeof(all), &all) != 0)
+    if (!src->ops->running_on || now < a->look_ns || !all_cpus(&all))
         return;
     a->look_ns = now + LOOK_NS;
     CPU_ZERO(&taken);
     src->ops->running_on(src, &taken);
     CPU_AND(&left, &all, &taken);
     CPU_XOR(&left, &all, &left);
-    if (CPU_COUNT(&left) == 0)
-        left = all;
-    pthread_mutex_lock(&a->lock);
-    if (!atomic_load(&a->version) || !CPU_EQUAL(&left, &a->free)) {
-        a->free = left;
-        atomic_store(&a->version, atomic_fetch_add(&versions, 1) + 1);
-    }
-    pthread_mutex_unlock(&a->lock);
-    rp_aside_step(a);
+    change(a, CPU_COUNT(&left) ? &left : &all);
+}
+
+void rp_aside_end(struct rp_aside *a)
+{
+    cpu_set_t all;
+    a->look_ns = UINT64_MAX;
+    if (atomic_load(&a->version) && all_cpus(&all))
+        change(a, &all);
 }
 
 void rp_aside_step(struct rp_aside *a)
@@ -48,11 +63,17 @@ void rp_aside_step(struct rp_aside *a)
         return;
     pthread_mutex_lock(&a->lock);
     cpu_set_t free = a->free;
-    followed = atomic_load(&a->version);
+    unsigned version = atomic_load(&a->version);
     pthread_mutex_unlock(&a->lock);
-    if (followed && sched_setaffinity(0, sizeof(free), &free) != 0) {
-        /* none of them is there any more: it stays where it is until the next look */
-    }
+    if (sched_setaffinity(0, sizeof(free), &free) == 0)
+        followed = version;
+}
+
+void rp_aside_leave(void)
+{
+    cpu_set_t all;
+    if (followed && all_cpus(&all) && sched_setaffinity(0, sizeof(all), &all) == 0)
+        followed = 0;
 }
 
 void rp_aside_once(struct rp_source *src)
@@ -60,5 +81,6 @@ void rp_aside_once(struct rp_source *src)
     struct rp_aside a;
     rp_aside_init(&a);
     rp_aside_look(&a, src);
+    rp_aside_step(&a);
     rp_aside_fini(&a);
 }

@@ -34,7 +34,7 @@ struct rp_engine {
     void *ended_ctx;
     struct rp_arena *arena;
     struct rp_emitter *emitter;
-    struct rp_aside aside;          /* the engine thread looks; it and whoever encodes step aside */
+    struct rp_aside aside;          /* the engine thread looks; whoever encodes steps aside, and it itself at times */
 
     /* engine thread */
     pthread_t thread;
@@ -53,7 +53,7 @@ struct rp_engine {
     struct rp_cow *cow;             /* NULL: not wanted yet, or not able */
     struct rp_cold cold;
     uint64_t cow_pages, cow_faults;
-    bool patient;                   /* it waits for a CPU when it is woken: nothing stands still for it */
+    bool stays_aside;               /* patient, and off the vCPUs' CPUs: nothing stands still for it, no output waits */
     bool tracking, disks;           /* disks: the source was told to keep their writes */
     int output_fd;
     uint64_t governed_ns;           /* when the governor was last asked */

@@ -15,14 +15,25 @@
 #define LIVE_QUEUED 16384u      /* pages that may wait for them */
 #define DISK_CHUNK (1u << 20)   /* bytes of a disk's initial copy asked for at a time */
 #define DISK_QUEUED (8u << 20)  /* bytes of DISK records that may wait for the emitter */
+#define FEW_SLOTS 64u           /* worth going on with */
 #define TICK_NS 100000000u      /* longest wait for anything without looking around */
 
-/* Beside a guest that runs for as long as this takes; in and between the cuts of a continuous run an output may wait for us. */
-static void be_patient(struct rp_engine *e, bool on)
+/* Beside a guest that runs for as long as this takes it keeps out of its way; around a cut, and as long as outputs wait for it, it does not. */
+static void keep_aside(struct rp_engine *e, bool on)
 {
-    if (e->patient != on)
-        rp_thread_patient(on);
-    e->patient = on;
+    e->stays_aside = on;
+    rp_thread_patient(on);
+    if (on)
+        rp_aside_step(&e->aside);
+    else
+        rp_aside_leave();
+}
+
+static void look_aside(struct rp_engine *e)
+{
+    rp_aside_look(&e->aside, e->src);
+    if (e->stays_aside)
+        rp_aside_step(&e->aside);
 }
 
 static int hand_over(struct rp_engine *e, struct rp_message *m, struct rp_error *err)
@@ -30,7 +41,6 @@ static int hand_over(struct rp_engine *e, struct rp_message *m, struct rp_error 
     if (!m)
         return rp_error_set(err, ENOMEM, "no memory for an epoch's message");
     m->epoch = e->epoch;
-    rp_aside_look(&e->aside, e->src);
     /* Not in the queue's own wait: whoever waits has to notice that the sink takes nothing any more, or that the run is to end (INV-5). */
     while (rp_emitter_full(e->emitter) && !rp_engine_over(e)) {
         rp_engine_wait_for(e, rp_clock_ns() + TICK_NS);
@@ -44,7 +54,9 @@ static int hand_over(struct rp_engine *e, struct rp_message *m, struct rp_error 
         rp_message_free(m);
         return -ECANCELED;
     }
-    return rp_emitter_push(e->emitter, m, err);
+    int rc = rp_emitter_push(e->emitter, m, err);
+    look_aside(e);
+    return rc;
 }
 
 static int open_epoch(struct rp_engine *e, bool full, struct rp_error *err)
@@ -196,14 +208,15 @@ static bool disks_press(struct rp_engine *e)
     return p.pressed;
 }
 
-/* Until the arena has `n` slots (all of them, if it has no more). */
-static int await_slots(struct rp_engine *e, uint64_t n, struct rp_error *err)
+/* Until the arena has `n` slots. The guest's disk writes are taken meanwhile: it waits when too many are kept. */
+static int await_slots(struct rp_engine *e, uint32_t n, struct rp_error *err)
 {
-    uint32_t most = rp_arena_slots(e->arena);
-    while (!rp_arena_wait(e->arena, n < most ? (uint32_t)n : most, rp_clock_ns() + TICK_NS)) {
-        int late = rp_engine_govern(e, false, err);
-        if (late < 0 || rp_engine_over(e))
-            return late < 0 ? late : -ECANCELED;
+    while (!rp_arena_wait(e->arena, n, rp_clock_ns() + TICK_NS)) {
+        int rc = rp_engine_govern(e, false, err);
+        if (rc == 0)
+            rc = pull_disks(e, 0, err);
+        if (rc < 0 || rp_engine_over(e))
+            return rc < 0 ? rc : -ECANCELED;
     }
     return 0;
 }
@@ -212,12 +225,13 @@ static int await_slots(struct rp_engine *e, uint64_t n, struct rp_error *err)
 static int stream_pending(struct rp_engine *e, struct rp_error *err)
 {
     while (rp_pageset_next(&e->capture.pending, 0) < e->capture.pending.bits) {
-        int rc = await_slots(e, 64, err);
+        int rc = await_slots(e, FEW_SLOTS, err);
         if (rc < 0)
             return rc;
         uint64_t t0 = rp_clock_ns();
         uint64_t n = rp_capture_copy(&e->capture, PASS_CHUNK, false);
-        rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
+        if (rp_pool_threads(e->capture_pool) == 0)      /* or a cut is quicker */
+            rp_policy_learn_copy(&e->policy, n, rp_clock_ns() - t0);
         atomic_fetch_add(&e->done_pages, n);
         e->streamed += n;
         rc = hand_pages(e, err);
@@ -287,11 +301,16 @@ static int sync_passes(struct rp_engine *e, struct rp_error *err)
         rp_policy_learn_dirty(&e->policy, left, ns);
         bool shrinking = left < before - before / 8;
         before = left;
-        if (left <= final_pages(e, pages, ns) || (!shrinking && i > 2 && e->kind != RP_RUN_FINAL))
+        bool small = left <= final_pages(e, pages, ns), room = e->kind == RP_RUN_FINAL || left <= rp_arena_available(e->arena);
+        if ((small && room) || (!shrinking && i > 2 && e->kind != RP_RUN_FINAL))
             break;
+        /* What this pass captured is on its way still. A cut that finds no room is put off, and costs the guest some of its speed: one more pass. */
+        if (small && !room && left <= rp_arena_slots(e->arena))
+            rc = await_slots(e, (uint32_t)left, err);
+        if (rc < 0)
+            return rc;
     }
-    /* What the last pass captured is on its way still: a cut that finds no room for its pages is put off, and costs the guest some of its speed. */
-    return e->kind == RP_RUN_FINAL ? 0 : await_slots(e, 2 * before, err);
+    return 0;
 }
 
 /* A harvest for the open epoch, while the guest runs: this is how it grows. The governor hears at once when it has come half-way to
@@ -386,7 +405,7 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
     uint64_t held = 0;
     if (!final)
         rp_engine_cow_ready(e);
-    be_patient(e, false);
+    keep_aside(e, false);
     int rc = e->src->ops->cut(e->src, &cut, err);
     if (rc < 0)
         goto out;
@@ -400,10 +419,12 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
         rc = rc ? rc : -EAGAIN;
         goto out;
     }
-    if (final)
+    if (final) {
         atomic_store(&e->stands, true);
-    else
+        rp_aside_end(&e->aside);
+    } else {
         let_run(e);
+    }
     uint64_t resumed = rp_clock_ns();
     e->again += e->capture.again;
     e->capture.again = 0;
@@ -422,7 +443,8 @@ static int take_cut(struct rp_engine *e, enum rp_epoch_reason reason, bool final
         rc = hand_over(e, end, err);
     e->epoch++;
 out:
-    be_patient(e, e->kind != RP_RUN_CONTINUOUS);
+    if (e->kind != RP_RUN_CONTINUOUS)
+        keep_aside(e, true);
     rp_engine_cow_withdraw(e);      /* nothing is left, unless the cut was off */
     rp_sections_fini(&sections);
     rp_buf_fini(&disk);
@@ -514,8 +536,8 @@ static int delta_epoch(struct rp_engine *e, struct rp_error *err)
 
 int rp_engine_run(struct rp_engine *e, struct rp_error *err)
 {
-    be_patient(e, true);
     rp_aside_look(&e->aside, e->src);
+    keep_aside(e, true);
     int rc = e->src->ops->track_start(e->src, true, err);
     if (rc < 0)
         return rc;

@@ -31,7 +31,7 @@ static const char *const allowed[] = {
     /* rings that were set up before; userfaultfd for copy-on-write capture and postcopy */
     "io_uring_enter", "io_uring_register", "userfaultfd",
     /* threads (new ones: below), time, signals */
-    "futex", "futex_waitv", "set_robust_list", "get_robust_list", "rseq", "sched_yield", "sched_getaffinity", "sched_setaffinity",
+    "futex", "futex_waitv", "set_robust_list", "get_robust_list", "rseq", "sched_yield", "sched_getscheduler", "sched_getaffinity", "sched_setaffinity",
     "getcpu", "gettid", "getpid", "getppid", "exit", "exit_group", "membarrier", "set_tid_address", "arch_prctl", "clock_gettime",
     "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
     "rt_sigtimedwait", "rt_sigsuspend", "sigaltstack", "restart_syscall",

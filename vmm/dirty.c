@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #define CLEAR_GAP 2048u         /* words without a bit that one call to clear may span: another call costs more */
-#define CLEAR_NS 150000u        /* that one call may take beside a running guest: KVM holds a lock meanwhile for which its page faults wait */
+#define CLEAR_NS 150000u        /* that one call may take: KVM holds a lock meanwhile for which the page faults of a guest that runs wait */
 #define CLEAR_WORD_NS 300u      /* about what a call takes: for a word with bits, and … */
 #define CLEAR_PAGE_NS 40u       /* … for each bit */
 #define RING_ENTRIES 65536u     /* per vCPU; 1 MiB. More makes a look at a full ring long, fewer makes exits */
@@ -156,7 +156,7 @@ static int clear_log(struct rp_dirty *d, uint32_t slot, uint64_t first, uint64_t
 }
 
 /* Merges the scratch bitmap and clears runs of words that have bits: clearing costs per call and, much less, per word. */
-static int take_log(struct rp_dirty *d, uint32_t slot, bool running, struct rp_pageset *set, struct rp_error *err)
+static int take_log(struct rp_dirty *d, uint32_t slot, struct rp_pageset *set, struct rp_error *err)
 {
     const struct rp_ram_region *r = &d->ram->view.regions[slot];
     uint64_t words = (r->pages + 63) / 64, base = r->gfn / 64;
@@ -174,7 +174,7 @@ static int take_log(struct rp_dirty *d, uint32_t slot, bool running, struct rp_p
         } else {
             gap++;
         }
-        if (run != UINT64_MAX && w + 1 < words && (gap == CLEAR_GAP || (running && ns >= CLEAR_NS))) {
+        if (run != UINT64_MAX && w + 1 < words && (gap == CLEAR_GAP || ns >= CLEAR_NS)) {
             rc = d->manual ? clear_log(d, slot, run * 64, (w - run + 1) * 64, err) : 0;
             run = UINT64_MAX;
             ns = 0;
@@ -185,14 +185,14 @@ static int take_log(struct rp_dirty *d, uint32_t slot, bool running, struct rp_p
     return rc;
 }
 
-static int harvest_log(struct rp_dirty *d, bool running, struct rp_pageset *set, struct rp_error *err)
+static int harvest_log(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
 {
     int rc = 0;
 
     for (uint32_t i = 0; i < d->ram->view.nregions && rc == 0; i++) {
         rc = get_log(d, i, err);
         if (rc == 0)
-            rc = take_log(d, i, running, set, err);
+            rc = take_log(d, i, set, err);
     }
     return rc;
 }
@@ -247,9 +247,9 @@ void rp_dirty_ring_full(struct rp_dirty *d, unsigned vcpu)
 
 /* --- both --- */
 
-static int harvest(struct rp_dirty *d, bool running, struct rp_pageset *set, struct rp_error *err)
+static int harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
 {
-    int rc = d->ring ? harvest_ring(d, set, err) : harvest_log(d, running, set, err);
+    int rc = d->ring ? harvest_ring(d, set, err) : harvest_log(d, set, err);
 
     if (rc == 0)
         rp_pageset_take(set, &d->ram->device_dirty);
@@ -274,7 +274,7 @@ int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err)
     rc = rp_pageset_init(&junk, d->ram->view.gfn_end);
     if (rc < 0)
         return rp_error_set(err, rc, "dirty tracking: out of memory");
-    rc = harvest(d, true, &junk, err);
+    rc = harvest(d, &junk, err);
     rp_pageset_fini(&junk);
     return rc;
 }
@@ -309,7 +309,7 @@ static int harvest_all(struct rp_dirty *d, struct rp_pageset *set, struct rp_err
 
     if (rc < 0)
         return rp_error_set(err, rc, "dirty tracking: out of memory");
-    rc = harvest(d, true, &junk, err);
+    rc = harvest(d, &junk, err);
     if (rc == 0) {
         rp_ram_held(d->ram, set);
         d->everything = false;
@@ -318,7 +318,7 @@ static int harvest_all(struct rp_dirty *d, struct rp_pageset *set, struct rp_err
     return rc;
 }
 
-int rp_dirty_harvest(struct rp_dirty *d, bool running, struct rp_pageset *set, struct rp_error *err)
+int rp_dirty_harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err)
 {
-    return d->everything ? harvest_all(d, set, err) : harvest(d, running, set, err);
+    return d->everything ? harvest_all(d, set, err) : harvest(d, set, err);
 }

@@ -32,8 +32,8 @@ int rp_dirty_start(struct rp_dirty *d, bool all, struct rp_error *err) RP_MUST_C
 /* KVM may go on tracking where that costs the guest nothing. */
 void rp_dirty_stop(struct rp_dirty *d);
 /* ORs what was written since the last harvest into `set` and watches those pages again. While the guest runs, a page
- * written during the call is reported now or at the next call; while it stands still (!running) the set is exact. */
-int rp_dirty_harvest(struct rp_dirty *d, bool running, struct rp_pageset *set, struct rp_error *err) RP_MUST_CHECK;
+ * written during the call is reported now or at the next call; while it stands still the set is exact. */
+int rp_dirty_harvest(struct rp_dirty *d, struct rp_pageset *set, struct rp_error *err) RP_MUST_CHECK;
 /* A vCPU's ring is full: makes room. On that vCPU's thread. */
 void rp_dirty_ring_full(struct rp_dirty *d, unsigned vcpu);
 

@@ -19,7 +19,7 @@
 
 #define HUGE_BYTES (2ull << 20)
 #define DISCARD_STEP (64u << 10)
-#define HELD_STEP (16u << 20)
+#define HELD_STEP (16u << 20)      /* of which mincore makes a page of bytes: it takes no more at a time anyway */
 #define POPULATE_STEP (4u << 20)        /* between two looks at whether to go on */
 #define SIZE_MAX_BYTES (1ull << 40)     /* 1 TiB: far beyond what is supported, keeps every sum below 2^63 */
 
@@ -311,7 +311,7 @@ static uint64_t mark_held(const struct rp_guest_ram *ram, uint64_t at, uint64_t 
     unsigned char in_core[HELD_STEP >> RP_PAGE_SHIFT];
     uint64_t first = at, stop = end - at < HELD_STEP ? end : at + HELD_STEP;
 
-    if (ram->hugetlb || mincore(rp_ram_page(&ram->view, at >> RP_PAGE_SHIFT), stop - at, in_core) != 0)
+    if (mincore(rp_ram_page(&ram->view, at >> RP_PAGE_SHIFT), stop - at, in_core) != 0)
         memset(in_core, 1, sizeof in_core);     /* not known: data */
     while (at < stop) {
         uint64_t data = in_core[(at - first) >> RP_PAGE_SHIFT] & 1 ? at : next_data(ram, at, end);
@@ -333,6 +333,8 @@ void rp_ram_held(const struct rp_guest_ram *ram, struct rp_pageset *set)
     for (uint32_t i = 0; i < ram->view.nregions; i++) {
         uint64_t at = ram->view.regions[i].gfn << RP_PAGE_SHIFT, end = at + (ram->view.regions[i].pages << RP_PAGE_SHIFT);
 
+        for (; ram->hugetlb && at < end; at += RP_PAGE_SIZE)    /* its memfd says nothing of holes */
+            rp_pageset_set(set, at >> RP_PAGE_SHIFT);
         while (at < end)
             at = mark_held(ram, at, end, set);
     }

@@ -41,7 +41,7 @@ static void track_stop(struct rp_source *s)
 
 static int harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err)
 {
-    return rp_dirty_harvest(machine_of(s)->dirty, true, dirty, err);
+    return rp_dirty_harvest(machine_of(s)->dirty, dirty, err);
 }
 
 static void keep(struct rp_source *s, bool on)
@@ -98,7 +98,7 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     if (rc == 0)
         rc = save_history(m, c->epoch, c->sections, err);
     if (rc == 0)
-        rc = rp_dirty_harvest(m->dirty, false, c->dirty, err);
+        rc = rp_dirty_harvest(m->dirty, c->dirty, err);
     if (rc == 0)
         rc = rp_disks_cut(m->disks, c->epoch, c->disk, err);
     if (rc == 0)

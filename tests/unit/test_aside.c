@@ -51,6 +51,7 @@ static void look(void)
 {
     aside.look_ns = 0;      /* not so soon again, otherwise */
     rp_aside_look(&aside, &source);
+    rp_aside_step(&aside);
 }
 
 static bool off(unsigned cpu)
@@ -94,6 +95,17 @@ static void *keep_off(void *arg)
     busy = all;             /* one on each */
     look();
     cr_assert(everywhere());
+    CPU_ZERO(&busy);
+    CPU_SET(cpu, &busy);
+    look();
+    cr_assert(off(cpu));
+    rp_aside_leave();       /* for a moment */
+    cr_assert(everywhere());
+    rp_aside_step(&aside);
+    cr_assert(off(cpu));
+    rp_aside_end(&aside);
+    rp_aside_step(&aside);
+    cr_assert(everywhere());
     return NULL;
 }
 
@@ -108,8 +120,48 @@ Test(aside, helpers_keep_off_the_cpus_of_vcpus, .init = start, .fini = end)
 
 Test(aside, what_nobody_looked_at_changes_nothing, .init = start, .fini = end)
 {
+    CPU_SET(first_cpu(&all), &aside.free);
+    if (CPU_COUNT(&all) < 2)
+        cr_skip("one CPU: there is none to go to");
     rp_aside_step(&aside);
     cr_assert(everywhere());
+}
+
+/* --- policies --- */
+
+static void *its_policy(void *arg)
+{
+    *(int *)arg = sched_getscheduler(0);
+    return NULL;
+}
+
+static int policy_of_a_new_thread(void)
+{
+    pthread_t thread;
+    int policy = -1;
+    cr_assert_eq(rp_thread_start(&thread, "new", its_policy, &policy, NULL), 0);
+    pthread_join(thread, NULL);
+    return policy;
+}
+
+Test(aside, who_is_patient_starts_threads_that_are_not)
+{
+    rp_thread_patient(true);
+    cr_assert_eq(sched_getscheduler(0), SCHED_BATCH);
+    cr_assert_eq(policy_of_a_new_thread(), SCHED_OTHER);
+    rp_thread_patient(false);
+    cr_assert_eq(sched_getscheduler(0), SCHED_OTHER);
+}
+
+Test(aside, a_policy_that_somebody_chose_stays)
+{
+    const struct sched_param none = {0};
+    cr_assert_eq(sched_setscheduler(0, SCHED_IDLE, &none), 0);
+    rp_thread_patient(true);
+    cr_assert_eq(sched_getscheduler(0), SCHED_IDLE);
+    rp_thread_patient(false);
+    cr_assert_eq(sched_getscheduler(0), SCHED_IDLE);
+    cr_assert_eq(policy_of_a_new_thread(), SCHED_IDLE);
 }
 
 /* --- where threads are --- */

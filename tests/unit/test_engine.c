@@ -61,7 +61,14 @@ static void receiver_start(struct receiver *r, int fd, unsigned slow_us)
 
 static uint64_t written_bytes;      /* by the guest of the last run_pair */
 static int (*run_cut)(struct rp_source *s, struct rp_cut *cut, struct rp_error *err);  /* of the next run_pair's source; NULL: its own */
+static unsigned patient_harvests;   /* of the last run_pair: by a thread that is patient, while the guest runs */
 static unsigned receiver_slow_us;   /* of the next run_pair's receiver */
+
+static int noting_harvest(struct rp_source *s, struct rp_pageset *dirty, struct rp_error *err)
+{
+    patient_harvests += sched_getscheduler(0) == SCHED_BATCH;
+    return fake_harvest(s, dirty, err);
+}
 
 static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, unsigned bytes, unsigned burst,
                      unsigned pause_us, unsigned ms, unsigned min_epochs, struct rp_engine_stats *stats)
@@ -74,6 +81,8 @@ static void run_pair(enum rp_run_kind kind, const struct rp_engine_config *cfg, 
     fake_start(&f, bytes, burst, pause_us);
     struct rp_source_ops ops = fake_ops;
     ops.cut = run_cut ? run_cut : fake_cut;
+    ops.harvest = noting_harvest;
+    patient_harvests = 0;
     f.base.ops = &ops;
     receiver_start(&r, fds[0], receiver_slow_us);
     struct rp_sink *sink;
@@ -123,6 +132,23 @@ Test(engine, once_gives_one_full_epoch)
 }
 
 /* The guest dirties all its pages in the time in which the sink takes some: slowed down, it is cut all the same. */
+static int policy_in_cut;
+
+static int cut_noting_policy(struct rp_source *s, struct rp_cut *cut, struct rp_error *err)
+{
+    policy_in_cut = sched_getscheduler(0);
+    return fake_cut(s, cut, err);
+}
+
+/* Beside the guest the engine waits for a CPU; while the guest stands still it takes one. */
+Test(engine, INV5_it_is_patient_but_for_a_cut)
+{
+    run_cut = cut_noting_policy;
+    run_pair(RP_RUN_ONCE, &(struct rp_engine_config){0}, 64, 50, 200, 0, 1, &stats);
+    cr_assert_gt(patient_harvests, 0u);
+    cr_assert_eq(policy_in_cut, SCHED_OTHER);
+}
+
 Test(engine, once_ends_however_slow_the_sink_is)
 {
     struct rp_engine_config cfg = {.memory_bytes = 2048 * RP_PAGE_SIZE};
