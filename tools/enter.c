@@ -150,7 +150,7 @@ int rp_entry_enter(struct rp_entry *e, struct rp_machine *m, struct rp_events *e
     const struct rp_epoch_trailer *t = rp_image_trailer(e->image);
     int rc = rp_machine_enter(m, rp_image_sections(e->image), t, moved, err);
     if (rc < 0)
-        return rp_error_wrap(err, "entering epoch %llu", (unsigned long long)h->number);
+        return rc;
     rp_events_emit(events, h->number, "ENTERED", "{\"epoch\": %llu, \"term\": %llu, \"cut-seconds\": %llu}", (unsigned long long)h->number,
                    (unsigned long long)h->term, (unsigned long long)(t->wall_ns / 1000000000));
     return 0;

@@ -209,8 +209,8 @@ static int parse_memory(void *field, char *value, struct rp_error *err)
     int rc = rp_parse_size("--memory", value, &bytes, err);
     if (rc)
         return rc;
-    if (bytes < (1u << 20) || bytes > MEMORY_MAX || bytes % RP_PAGE_SIZE)
-        return bad(err, "--memory %s: out of range; a VM has 1M to 64G, in whole pages of 4,096 bytes", value);
+    if (bytes < (2u << 20) || bytes > MEMORY_MAX || bytes % RP_PAGE_SIZE)
+        return bad(err, "--memory %s: out of range; a VM has 2M to 64G, in whole pages of 4,096 bytes", value);
     *(uint64_t *)field = bytes;
     return 0;
 }
@@ -353,7 +353,7 @@ const struct rp_opt rp_vm_host_options[RP_VM_HOST_OPTIONS] = {
 
 const struct rp_opt rp_vm_guest_options[RP_VM_GUEST_OPTIONS] = {
     {.name = "memory", .arg = "SIZE", .kind = RP_OPT_PARSE, AT(machine.ram.size_bytes), .parse = parse_memory,
-     .help = "Guest memory, 1M to 64G; 512M unless given."},
+     .help = "Guest memory, 2M to 64G; 512M unless given."},
     {.name = "cpus", .arg = "N", .kind = RP_OPT_UINT, AT(machine.vcpus), .min = 1, .max = RP_VCPUS_MAX, .help = "vCPUs; 1 unless given."},
     {.name = "uuid", .arg = "U", .kind = RP_OPT_PARSE, AT(machine.vm_id), .parse = parse_uuid, .help = "The VM's id; random unless given."},
     {.name = "rng", .arg = "on|off", .kind = RP_OPT_PARSE, AT(machine.rng), .parse = parse_rng,
@@ -364,8 +364,8 @@ const struct rp_opt rp_vm_guest_options[RP_VM_GUEST_OPTIONS] = {
 
 const struct rp_opt rp_vm_kernel_options[RP_VM_KERNEL_OPTIONS] = {
     {.name = "kernel", .arg = "F", .kind = RP_OPT_STRING, AT(machine.kernel),
-     .help = "The kernel to boot: a Linux bzImage, or an ELF with a PVH entry (vmlinux). A VM that goes on from an epoch needs it when it is reset, "
-             "by itself or by `reprise reset`: without it that is its end."},
+     .help = "The kernel to boot: a Linux bzImage, or an ELF with a PVH entry (vmlinux). A VM that goes on from an epoch needs it when it is reset: "
+             "without it a reset by the guest is its end, and `reprise reset` is refused."},
     {.name = "initrd", .arg = "F", .kind = RP_OPT_STRING, AT(machine.initrd), .help = "Its initial RAM disk."},
     {.name = "append", .arg = "S", .kind = RP_OPT_STRING, AT(machine.cmdline), .help = "Its command line."},
 };

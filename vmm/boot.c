@@ -80,6 +80,10 @@ int rp_boot_load_initrd(const char *path, struct rp_guest_ram *ram, uint64_t min
 
     if (rc < 0)
         return rc;
+    if (f.size == 0) {
+        rp_boot_close(&f);
+        return rp_error_exit(err, RP_EXIT_USAGE, ENOEXEC, "initrd %s: is empty", path);
+    }
     start = f.size <= end ? (end - f.size) & ~(uint64_t)(RP_PAGE_SIZE - 1) : 0;
     if (start < min_start || start == 0)
         rc = rp_error_exit(err, RP_EXIT_USAGE, EFBIG, "initrd %s: %" PRIu64 " bytes do not fit between the kernel (ends at 0x%"

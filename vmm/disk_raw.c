@@ -212,7 +212,7 @@ static int raw_lock(struct rp_disk *d, bool on, struct rp_error *err)
     if (fcntl(r->fd, F_OFD_SETLK, &fl) == 0)
         return 0;
     if (errno == EAGAIN || errno == EACCES)
-        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "disk %s: locked by another VM", r->name);
+        return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "disk %s: locked by another VM, or given twice", r->name);
     rp_log(RP_LOG_WARN, "disk %s: cannot be locked (%m): nothing keeps another VM from using it", r->name);
     return 0;
 }

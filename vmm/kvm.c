@@ -56,8 +56,8 @@ static int open_error(int e, struct rp_error *err)
                              "load kvm_intel or kvm_amd (in a VM: nested virtualization)");
     case EACCES:
     case EPERM:
-        return rp_error_exit(err, RP_EXIT_HOST, e, "/dev/kvm: no permission: join its group (usually: "
-                             "adduser USER kvm, then log in again)");
+        return rp_error_exit(err, RP_EXIT_HOST, e, "/dev/kvm: no permission: join its group (usually: adduser USER kvm, then log in again), or "
+                             "give its group that (chgrp kvm /dev/kvm; chmod 660 /dev/kvm)");
     case ENODEV:
     case ENXIO:
         return rp_error_exit(err, RP_EXIT_HOST, e, "/dev/kvm is there but no KVM module serves it: load kvm_intel or kvm_amd");

@@ -108,7 +108,7 @@ void rp_machine_ask(struct rp_machine *m, unsigned what)
     (void)!write(m->ask_fd, &one, sizeof one);
 }
 
-static int reset(struct rp_machine *m, bool patient, struct rp_error *err);
+static int reset(struct rp_machine *m, bool guest, struct rp_error *err);
 
 static void serve_asks(struct rp_machine *m, unsigned asks)
 {
@@ -292,13 +292,13 @@ static int wait_uncut(struct rp_machine *m, bool patient, struct rp_error *err)
     return m->cut ? rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the VM stands still: it is being handed over") : 0;
 }
 
-/* `patient`: for as long as it takes, but not longer than the machine is there. */
-static int reset(struct rp_machine *m, bool patient, struct rp_error *err)
+/* `guest`: it asked for that, and a cut is waited for as long as it takes, but not longer than the machine is there. */
+static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
 {
     int rc;
 
     pthread_mutex_lock(&m->control);
-    rc = wait_uncut(m, patient, err);
+    rc = wait_uncut(m, guest, err);
     if (rc < 0) {
         /* who goes, or is handed over, is not reset */
     } else if (ended(m)) {
@@ -315,7 +315,8 @@ static int reset(struct rp_machine *m, bool patient, struct rp_error *err)
             rc = rp_machine_boot(m, err);
         pthread_mutex_unlock(&m->lock);
         rp_vcpus_revive(m->vcpus);
-        rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"ok\":%s}", rc == 0 ? "true" : "false");
+        rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"guest\":%s,\"reason\":\"%s\",\"ok\":%s}", guest ? "true" : "false",
+                       guest ? "guest-reset" : "host-qmp-system-reset", rc == 0 ? "true" : "false");
         if (rc == 0 && m->started)
             rp_machine_run(m);
     }

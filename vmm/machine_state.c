@@ -145,6 +145,35 @@ static int vsock_from(const struct rp_sections *s, struct rp_vsock_config *cfg, 
     return cfg->path ? rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "--vsock %s: the VM has no vsock device", cfg->path) : 0;
 }
 
+/* What the user says of a disk or a card has to be so: a guest that finds two disks exchanged writes to the wrong one. */
+static int check_said(const struct rp_machine_state *st, const struct rp_machine_config *cfg, struct rp_error *err)
+{
+    for (unsigned i = 0; i < st->ndisks; i++) {
+        const struct rp_disk_config *d = &cfg->disks[i];
+
+        if (d->readonly && !st->disk_readonly[i])
+            return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %u: the VM writes to it, it cannot be \"ro\"", i);
+        if (d->serial[0] && strncmp(d->serial, (const char *)st->disk_serials[i], sizeof d->serial - 1) != 0)
+            return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %u: the VM's has the serial \"%.20s\", \"%s\" is given: give the disks in the "
+                                 "order they had", i, (const char *)st->disk_serials[i], d->serial);
+        if (d->queues && d->queues != st->disk_queues[i])
+            return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %u: the VM's has %u queues, %u are given: leave that out", i,
+                                 st->disk_queues[i], d->queues);
+    }
+    for (unsigned i = 0; i < st->nnics; i++) {
+        const struct rp_nic_config *n = &cfg->nics[i];
+        const uint8_t *a = st->macs[i];
+
+        if (n->has_mac && memcmp(n->mac, a, sizeof n->mac) != 0)
+            return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "network device %u: the VM's has the address %02x:%02x:%02x:%02x:%02x:%02x, another one is "
+                                 "given: leave it out, or give the devices in the order they had", i, a[0], a[1], a[2], a[3], a[4], a[5]);
+        if (n->queues && n->queues != st->nic_queues[i])
+            return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "network device %u: the VM's has %u queue pairs, %u are given: leave that out", i,
+                                 st->nic_queues[i], n->queues);
+    }
+    return 0;
+}
+
 int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config *cfg, struct rp_error *err)
 {
     struct rp_machine_state *st = malloc(sizeof *st);
@@ -171,12 +200,9 @@ int rp_machine_config_from(const struct rp_sections *s, struct rp_machine_config
                       st->ndisks == 1 ? "" : "s", st->nnics, st->nnics == 1 ? "" : "s", cfg->ndisks, cfg->nnics);
         goto out;
     }
-    for (unsigned i = 0; i < st->ndisks; i++)
-        if (cfg->disks[i].readonly && !st->disk_readonly[i]) {
-            rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %u: the VM writes to it, it cannot be \"ro\"", i);
-            goto out;
-        }
-    rc = vsock_from(s, &cfg->vsock, err);
+    rc = check_said(st, cfg, err);
+    if (rc == 0)
+        rc = vsock_from(s, &cfg->vsock, err);
     if (rc < 0)
         goto out;
     cfg->vcpus = st->vcpus;

@@ -185,7 +185,8 @@ static int open_queue(struct tap *t, unsigned i, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_HOST, e, "tap %s: %s%s", t->name, strerror(e),
                              e == EBUSY ? " (another program has it open)" :
                              e == EPERM ? " (make it yours: ip tuntap add NAME mode tap user USER)" :
-                             e == EINVAL && t->net.pairs > 1 ? " (several queues need: ip tuntap add NAME mode tap multi_queue)" : "");
+                             e != EINVAL ? "" : t->net.pairs > 1 ? " (several queues need: ip tuntap add NAME mode tap multi_queue)" :
+                             ": it is no tap (ip tuntap add NAME mode tap user USER makes one)");
     }
     t->pairs[i].fd = fd;
     return 0;

@@ -438,8 +438,8 @@ static int blk_load(void *dev, const struct rp_section *sec, struct rp_error *er
     rp_virtio_save(&b->v, &s->virtio);
     rc = rp_section_decode(&rp_virtio_blk_table, sec, s, err);
     if (rc == 0 && b->disk && s->size_bytes > b->disk->size_bytes)
-        rc = rp_error_exit(err, RP_EXIT_HOST, EBADMSG, "disk %s: has %llu bytes, the epoch's has %llu", b->path,
-                           (unsigned long long)b->disk->size_bytes, (unsigned long long)s->size_bytes);
+        rc = rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "disk %s: has %llu bytes, the epoch's has %llu: give the disk it had, or one as large",
+                           b->path, (unsigned long long)b->disk->size_bytes, (unsigned long long)s->size_bytes);
     if (rc == 0)
         rc = check_inflight(b, s, err);
     if (rc == 0)

@@ -106,10 +106,10 @@ def cases(folder, guests, golden):
     yield Case("a name that is none", USAGE, "cannot be a VM's name", "run", "--name", "a/b", "--kernel", kernel)
     yield Case("a name in use", REFUSED, 'name "taken".*', "run", "--name", "taken", "--kernel", kernel,
                setup=lambda: listening(str(rt / "taken.sock")))
-    yield Case("memory out of range", USAGE, "1M to 64G", "run", "--name", "x", "--kernel", kernel, "--memory", "65G")
+    yield Case("memory out of range", USAGE, "2M to 64G", "run", "--name", "x", "--kernel", kernel, "--memory", "65G")
     yield Case("memory that the host lacks", HOST, "the host has .* MiB of memory", "run", "--name", "x", "--kernel", kernel, "--memory",
                f"{more_than_there_is()}M") if more_than_there_is() <= 65536 else \
-        Case("memory that the host lacks", USAGE, "1M to 64G", *boot, "--memory", "64T")
+        Case("memory that the host lacks", USAGE, "2M to 64G", *boot, "--memory", "64T")
     yield Case("no way of capturing", USAGE, "not one of auto, stop-and-copy, copy-on-write", "protect", "web", "unix:/x", "--capture", "cow")
     yield Case("a standby's place that is none", USAGE, '--protect: "tcp://b": there is no port', *boot, "--protect", "tcp://b", "--lease", "none")
     yield Case("a standby's standby at no place", USAGE, '--protect: "b": unknown kind of address', "standby", "--name", "x", "--listen",

@@ -6,6 +6,7 @@
 #include "vmm/vmgenid.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 
 static struct rp_machine *boot(const char *guest, const char *cmdline, unsigned vcpus, uint64_t mib)
@@ -182,6 +183,50 @@ static void same_ram(const struct rp_ram_view *a, const struct rp_ram_view *b, u
         for (unsigned i = 0; memcmp(p, q, RP_PAGE_SIZE) != 0 && i < RP_PAGE_SIZE; i++)
             cr_assert_eq(p[i], q[i], "epoch %lu: RAM differs at 0x%lx: %02x, entered %02x", epoch, gfn * RP_PAGE_SIZE + i, p[i], q[i]);
     }
+}
+
+static int config_of(const struct rp_sections *s, const char *serial, uint8_t mac, unsigned queues, struct rp_error *err)
+{
+    struct rp_machine_config cfg = {.name = "test", .nnics = 1, .ndisks = 1, .nics[0] = {.queues = queues}};
+    memcpy(cfg.nics[0].mac, (const uint8_t[6]){2, 0, 0, 0, 0, mac}, 6);
+    cfg.nics[0].has_mac = mac != 0;
+    snprintf(cfg.disks[0].serial, sizeof(cfg.disks[0].serial), "%s", serial);
+    rp_error_clear(err);
+    return rp_machine_config_from(s, &cfg, err);
+}
+
+/* A disk or a card that is said to be another than the VM's is refused: a guest that finds two exchanged writes to the wrong one. */
+Test(machine, what_is_said_of_a_disk_or_a_card_has_to_be_so, .timeout = 60)
+{
+    char path[64];
+    struct rp_machine_config cfg = {.name = "test", .vcpus = 1, .ram.size_bytes = 24 << 20, .kernel = guest_elf("idle"), .nnics = 1, .ndisks = 1,
+                                    .nics[0] = {.kind = RP_NIC_FD, .has_mac = true, .mac = {2, 0, 0, 0, 0, 7}},
+                                    .disks[0] = {.path = path, .serial = "alpha"}};
+    struct cutting c;
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+
+    int fds[2];
+
+    need_kvm("idle");
+    snprintf(path, sizeof path, "/tmp/rp-said-%d", getpid());
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds), 0);
+    cfg.nics[0].fd = fds[0];
+    int fd = open(cfg.disks[0].path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    cr_assert_eq(ftruncate(fd, 1 << 20) | close(fd), 0);
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    track(&c, m, 1);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
+    cr_assert_eq(config_of(&c.sections, "", 0, 0, &err), 0, "%s", err.text);
+    cr_assert_eq(config_of(&c.sections, "alpha", 7, 1, &err), 0, "%s", err.text);
+    cr_assert_lt(config_of(&c.sections, "beta", 0, 0, &err), 0);
+    cr_assert(strstr(err.text, "serial \"alpha\", \"beta\" is given"), "%s", err.text);
+    cr_assert_eq(err.exit, RP_EXIT_USAGE);
+    cr_assert_lt(config_of(&c.sections, "", 8, 0, &err), 0);
+    cr_assert(strstr(err.text, "02:00:00:00:00:07"), "%s", err.text);
+    cr_assert_lt(config_of(&c.sections, "", 0, 4, &err), 0);
+    cr_assert(strstr(err.text, "1 queue pairs, 4 are given"), "%s", err.text);
+    unlink(cfg.disks[0].path);
 }
 
 /* Cuts `from`, makes a new machine from it and checks that its RAM is the same; ends `from`. It is paused. */
