@@ -35,6 +35,7 @@ unit_SRCS += tests/unit/test_gate.c
 unit_SRCS += tests/unit/test_machine.c
 unit_SRCS += tests/unit/test_tools.c
 unit_SRCS += tests/unit/test_qmp.c
+unit_SRCS += tests/unit/test_partial.c
 unit_SRCS += tests/unit/test_virtio_net.c
 unit_SRCS += tests/unit/test_net_queues.c
 unit_SRCS += tests/unit/test_virtio_rng.c

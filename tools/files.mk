@@ -26,6 +26,7 @@ tools_SRCS += tools/vm.c
 tools_SRCS += tools/vm_options.c
 tools_SRCS += tools/doctor.c tools/doctor_host.c tools/doctor_kvm.c
 tools_SRCS += tools/checkpoint.c
+tools_SRCS += tools/partial.c
 tools_SRCS += tools/process.c
 tools_SRCS += tools/qmp_checkpoint.c
 tools_SRCS += tools/restore.c

@@ -9,6 +9,7 @@
 #include "core/thread.h"
 #include "replicator/aside.h"
 #include "replicator/engine.h"
+#include "tools/partial.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"
 
@@ -29,6 +30,7 @@ enum then { THEN_GO_ON, THEN_PAUSE, THEN_QUIT };
 struct checkpoint {
     struct rp_vm *vm;
     char path[PATH_MAX], partial[PATH_MAX + 16];
+    int fd;                     /* of partial, the sink's; job's thread */
     enum then then;
     uint64_t epoch;             /* the number it gets */
     pthread_mutex_t lock;       /* guards over */
@@ -125,8 +127,8 @@ static int stream_out(struct rp_job *job, struct checkpoint *c, struct rp_sink *
             rc = rp_error_exit(err, RP_EXIT_INTERRUPTED, ECANCELED, "cancelled");
         if (rc == 0)
             rc = rp_sink_fd_finish(sink, err);
-        if (rc == 0 && rename(c->partial, c->path) < 0)
-            rc = rp_error_set(err, errno, "%s: %s", c->path, strerror(errno));
+        if (rc == 0)
+            rc = rp_partial_rename(c->partial, c->fd, c->path, err);
         if (rc == 0)
             rc = sync_directory(c->path, err);
         rc = settle(c, e, rc, err);
@@ -139,21 +141,21 @@ static int stream_out(struct rp_job *job, struct checkpoint *c, struct rp_sink *
 
 static int checkpoint_to_file(struct rp_job *job, struct checkpoint *c, uint64_t *bytes, struct rp_error *err)
 {
-    int fd = open(c->partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return rp_error_set(err, errno, "%s: %s", c->partial, strerror(errno));
     struct rp_sink *sink = NULL;
-    int rc = rp_sink_fd_create(fd, true, &sink, err);
+    int rc = rp_partial_open(c->partial, &c->fd, err);
     if (rc < 0)
-        close(fd);
-    else
+        return rc;
+    rc = rp_sink_fd_create(c->fd, true, &sink, err);
+    if (rc == 0)
         rc = stream_out(job, c, sink, err);
-    if (sink) {
-        *bytes = rp_sink_fd_bytes(sink);
-        sink->ops->destroy(sink);
-    }
     if (rc < 0)
-        unlink(c->partial);
+        rp_partial_remove(c->partial, c->fd);   /* while it is held */
+    if (!sink) {
+        close(c->fd);
+        return rc;
+    }
+    *bytes = rp_sink_fd_bytes(sink);
+    sink->ops->destroy(sink);
     return rc;
 }
 
@@ -194,19 +196,35 @@ static int parse_then(const char *then, enum then *out, struct rp_error *err)
     return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "checkpoint: then \"%s\": not one of go-on, pause, quit", then);
 }
 
-/* What stands where the checkpoint is to be: nothing, or a file that is not one of the VM's disks. */
-static int look_at_target(struct rp_vm *vm, const char *path, struct rp_error *err)
+/* A disk of the VM's that is this file, or -1. */
+static int disk_at(struct rp_vm *vm, const char *path)
 {
     const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     struct stat st, disk;
-    if (lstat(path, &st) != 0)
-        return 0;
-    if (!S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
-        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is no file; give another path", path);
     for (unsigned i = 0; stat(path, &st) == 0 && i < cfg->ndisks; i++)
         if (cfg->disks[i].path && stat(cfg->disks[i].path, &disk) == 0 && disk.st_dev == st.st_dev && disk.st_ino == st.st_ino)
-            return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: %s is the VM's disk %u; give another path", path, i);
+            return (int)i;
+    return -1;
+}
+
+/* What stands where the checkpoint is to be, and where it is written: nothing, or a file that is not one of the VM's disks. What else is not
+ * written over at `partial` is known when it is opened. */
+static int look_at_target(struct rp_vm *vm, const char *path, const char *partial, struct rp_error *err)
+{
+    struct stat st;
+    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is no file; give another path", path);
+    for (const char *at = path; at; at = at == path ? partial : NULL) {
+        int disk = disk_at(vm, at);
+        if (disk >= 0)
+            return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: %s is the VM's disk %d; give another path", at, disk);
+    }
     return 0;
+}
+
+static void partial_of(const char *path, char out[PATH_MAX + 16])
+{
+    snprintf(out, PATH_MAX + 16, "%s.partial", path);
 }
 
 static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error *err)
@@ -221,7 +239,9 @@ static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error 
     if (s != RP_VM_RUNNING && s != RP_VM_PAUSED)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: the VM %s",
                              s == RP_VM_CREATED ? "has not been started; there is nothing to keep yet" : "has ended");
-    return look_at_target(vm, target + 5, err);
+    char partial[PATH_MAX + 16];
+    partial_of(target + 5, partial);
+    return look_at_target(vm, target + 5, partial, err);
 }
 
 static int cmd_checkpoint(struct rp_qmp_call *call, struct rp_error *err)
@@ -243,7 +263,7 @@ static int cmd_checkpoint(struct rp_qmp_call *call, struct rp_error *err)
     c->then = then;
     c->epoch = vm->epoch + 1;
     snprintf(c->path, sizeof(c->path), "%s", target + 5);
-    snprintf(c->partial, sizeof(c->partial), "%s.partial", c->path);
+    partial_of(c->path, c->partial);
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->changed, NULL);
     const char *id = NULL;

@@ -354,6 +354,63 @@ def walk_progress(w):
     check("percent" not in w.status("vm")["protect"]["sync"], "it is over")
 
 
+def stop_in_a_checkpoint(w, vm, image, partial):
+    """The command that asked for it; the VM's process stands still while it writes."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        job = w.start("checkpoint", "vm", f"file:{image}")
+        while job.process.poll() is None:
+            if partial.exists():
+                vm.process.send_signal(signal.SIGSTOP)
+                time.sleep(0.05)
+                if partial.exists():
+                    return job
+                vm.process.send_signal(signal.SIGCONT)
+        check(job.end(0) == DONE, job.text())
+    raise Wrong(f"not in {WAIT_S} s: a checkpoint that is seen while it is written")
+
+
+def walk_one_checkpoint_at_a_place(w):
+    """Two VMs do not write one checkpoint"""
+    image, partial = w.folder / "image", w.folder / "image.partial"
+    vm = w.boot("vm", guest="dirtier", append="ws=160M rate=1 fill=random", memory="256M")
+    w.boot("second")
+    w.until(lambda: int(re.search(r"^Rss:\s+(\d+)", pathlib.Path(f"/proc/{vm.process.pid}/smaps_rollup").read_text(), re.M)[1]) > 160 << 10,
+            "the guest has filled its memory")
+    job = stop_in_a_checkpoint(w, vm, image, partial)
+    must_say(w.ask("checkpoint", "second", f"file:{image}", code=REFUSED), f"checkpoint: {partial}: another checkpoint is being written there; wait")
+    vm.process.send_signal(signal.SIGCONT)
+    check(job.end(0) == DONE, job.text())
+    check(image.stat().st_size > 160 << 20 and not partial.exists(), f"{image.stat().st_size} bytes")
+    w.ask("inspect", str(image))
+    w.ask("checkpoint", "second", f"file:{image}")
+    check(image.stat().st_size < 160 << 20 and image.stat().st_mode & 0o777 == 0o600, f"{image.stat()}")
+
+
+def walk_foreign_partial(w):
+    """A checkpoint is not written over what no checkpoint left"""
+    image, partial, disk = w.folder / "image", w.folder / "image.partial", w.folder / "disk"
+    disk.write_bytes(b"a disk's" * 1024)
+    vm = w.boot("vm", "--disk", str(disk))
+    os.mkfifo(partial)
+    must_say(w.ask("checkpoint", "vm", f"file:{image}", code=USAGE), f"{partial}: is there and is no regular file")
+    partial.unlink()
+    os.link(disk, partial)
+    must_say(w.ask("checkpoint", "vm", f"file:{image}", code=REFUSED), f"{partial} is the VM's disk 0")
+    partial.unlink()
+    foreign = w.folder / "foreign"
+    foreign.write_bytes(b"somebody's")
+    os.link(foreign, partial)
+    must_say(w.ask("checkpoint", "vm", f"file:{image}", code=USAGE), f"{partial}: is there and has other names")
+    partial.unlink()
+    check(disk.read_bytes() == b"a disk's" * 1024 and foreign.read_bytes() == b"somebody's" and not image.exists(), "something was written over")
+    partial.write_bytes(b"half a checkpoint")
+    partial.chmod(0o666)
+    w.ask("checkpoint", "vm", f"file:{image}")
+    check(image.stat().st_mode & 0o777 == 0o600 and not partial.exists(), f"mode {image.stat().st_mode:o}")
+    check(vm.end(signal.SIGTERM) == DONE, vm.text())
+
+
 def leave_a_lease(w):
     """The lease's holder dies; whoever wants it next would wait for a minute."""
     holder = w.boot("vm", "--lease", f"file:{w.folder}/lease", "--lease-ttl", "60s")
