@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#define RESYNC 0xff     /* never in UTF-8: clients send it to begin anew, whatever they sent before (QEMU's qmp-spec) */
+
 void rp_qmp_input_fini(struct rp_qmp_input *in)
 {
     rp_buf_fini(&in->buf);
@@ -27,7 +29,36 @@ static void consume(struct rp_qmp_input *in, size_t n)
 
 static bool is_space(uint8_t c)
 {
-    return c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == 0xff;    /* 0xff: clients send it to resynchronise */
+    return c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == RESYNC;
+}
+
+/* Takes away what stands between two messages; after one that was broken off, the rest of its line, too. */
+static void skip_between(struct rp_qmp_input *in)
+{
+    size_t n = 0;
+    for (; n < in->buf.len && (is_space(in->buf.data[n]) || (in->broken && in->buf.data[n] != '{')); n++)
+        if (in->buf.data[n] == '\n' || in->buf.data[n] == RESYNC)
+            in->broken = false;
+    if (n < in->buf.len)
+        in->broken = false;
+    if (n)
+        consume(in, n);
+}
+
+/* Can no message go on with this byte, whatever comes behind it? */
+static bool breaks_off(const struct rp_qmp_input *in, uint8_t c)
+{
+    return c == RESYNC || (in->in_string && c < ' ');
+}
+
+/* Takes the broken message away, with the byte that broke it off: the last one scanned. */
+static int break_off(struct rp_qmp_input *in, uint8_t c, struct rp_error *err)
+{
+    size_t at = in->scanned;
+    consume(in, at);
+    in->broken = c != '\n' && c != RESYNC;
+    return rp_error_set(err, EBADMSG, "JSON: %s before the message has ended (byte %zu)", c == RESYNC ? "0xff" :
+                        "a control character in a string", at);
 }
 
 /* Looks at one more byte of the message in work; true when it ends there. */
@@ -67,11 +98,8 @@ static int parse(struct rp_qmp_input *in, size_t len, json_t **message, struct r
 
 int rp_qmp_input_next(struct rp_qmp_input *in, json_t **message, struct rp_error *err)
 {
-    size_t skip = 0;
-    while (in->scanned == 0 && skip < in->buf.len && is_space(in->buf.data[skip]))
-        skip++;
-    if (skip)
-        consume(in, skip);
+    if (in->scanned == 0)
+        skip_between(in);
     if (in->buf.len == 0)
         return 0;
     if (in->buf.data[0] != '{') {
@@ -82,7 +110,10 @@ int rp_qmp_input_next(struct rp_qmp_input *in, json_t **message, struct rp_error
         return rp_error_set(err, EBADMSG, "JSON: an object is expected, beginning with {");
     }
     while (in->scanned < in->buf.len) {
-        if (!scan(in, in->buf.data[in->scanned++]))
+        uint8_t c = in->buf.data[in->scanned++];
+        if (breaks_off(in, c))
+            return break_off(in, c, err);
+        if (!scan(in, c))
             continue;
         size_t len = in->scanned;
         int rc = parse(in, len, message, err);

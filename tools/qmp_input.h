@@ -18,13 +18,15 @@ struct rp_qmp_input {
     unsigned depth;         /* open brackets there */
     unsigned deepest;
     bool in_string, escaped;
+    bool broken;            /* the last message was broken off in its line, whose rest is skipped */
 };
 
 void rp_qmp_input_fini(struct rp_qmp_input *in);
 /* -ENOMEM. The caller stops feeding while next() has messages to give, so that the bound holds. */
 int rp_qmp_input_feed(struct rp_qmp_input *in, const void *bytes, size_t n) RP_MUST_CHECK;
 /* 1: *message is a JSON object (the caller's reference); 0: more bytes are needed; -EBADMSG: what came was no JSON
- * object, says why; it was skipped and the next call goes on behind it; -EMSGSIZE: too long, nothing can follow. */
+ * object, says why; it was skipped and the next call goes on behind it. A message that has not ended is broken off by a
+ * byte 0xff anywhere, and by a control character inside a string. -EMSGSIZE: too long, nothing can follow. */
 int rp_qmp_input_next(struct rp_qmp_input *in, json_t **message, struct rp_error *err) RP_MUST_CHECK;
 
 #endif

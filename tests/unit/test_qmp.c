@@ -203,6 +203,25 @@ Test(qmp, junk)
     go(&endless);
 }
 
+/* A message that was not finished is refused once, and the next one is heard: after 0xff, and after a control character in a string. */
+Test(qmp, a_message_that_is_broken_off)
+{
+    struct guest g = negotiate();
+    expect(&g, "{\"execute\": \"echo\n",
+           "{'error': {'class': 'GenericError', 'desc': 'JSON: a control character in a string before the message has ended (byte 18)'}}");
+    expect(&g, "\xff{\"execute\": \"echo\", \"id\": 1}", "{'return': {}, 'id': 1}");
+    expect(&g, "{\"execute\": [\"ec\xff{\"execute\": \"echo\", \"id\": 2}",
+           "{'error': {'class': 'GenericError', 'desc': 'JSON: 0xff before the message has ended (byte 17)'}}");
+    expect(&g, NULL, "{'return': {}, 'id': 2}");
+    expect(&g, "{\"execute\": \"ec\tho\", \"id\": 3}\n",
+           "{'error': {'class': 'GenericError', 'desc': 'JSON: a control character in a string before the message has ended (byte 16)'}}");
+    expect(&g, "\xff\xff{\"execute\": \"echo\", \"id\": 4}", "{'return': {}, 'id': 4}");
+    expect(&g, "{\"execute\": \"ec\\\x01ho\"} {\"execute\": \"echo\", \"id\": 5}",
+           "{'error': {'class': 'GenericError', 'desc': 'JSON: a control character in a string before the message has ended (byte 17)'}}");
+    expect(&g, NULL, "{'return': {}, 'id': 5}");
+    go(&g);
+}
+
 /* A client that asks and never reads: its memory here is bounded, it is dropped, and the others are served. */
 Test(qmp, a_client_that_does_not_read)
 {
