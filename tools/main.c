@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <malloc.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,6 +70,8 @@ int main(int argc, char **argv)
 {
     /* By default every few threads have an arena of their own, which keeps what is freed in it: 10 MiB and more in a process that lives long. */
     (void)mallopt(M_ARENA_MAX, 2);
+    /* A file that would be longer than `ulimit -f` is an error (EFBIG) with a sentence, not the end of a VM. */
+    signal(SIGXFSZ, SIG_IGN);
     if (argc < 2) {
         fputs("reprise: which verb? `reprise help` lists them\n", stderr);
         return RP_EXIT_USAGE;

@@ -89,7 +89,8 @@ static int make_memfd(const struct rp_ram_config *cfg, uint64_t end_bytes, struc
     if (ftruncate(fd, (off_t)end_bytes) != 0) {
         e = errno;
         close(fd);
-        return rp_error_exit(err, RP_EXIT_HOST, e, "guest RAM: ftruncate to %" PRIu64 " bytes: %m", end_bytes);
+        return rp_error_exit(err, RP_EXIT_HOST, e, "guest RAM: ftruncate to %" PRIu64 " bytes: %s%s", end_bytes, strerror(e),
+                             e == EFBIG ? "; files may not be that long here, and it counts as one: raise ulimit -f" : "");
     }
     return fd;
 }

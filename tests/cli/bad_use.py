@@ -9,6 +9,7 @@ import fcntl
 import os
 import pathlib
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -110,6 +111,8 @@ def cases(folder, guests, golden):
     yield Case("memory that the host lacks", HOST, "the host has .* MiB of memory", "run", "--name", "x", "--kernel", kernel, "--memory",
                f"{more_than_there_is()}M") if more_than_there_is() <= 65536 else \
         Case("memory that the host lacks", USAGE, "2M to 64G", *boot, "--memory", "64T")
+    yield Case("memory longer than a file may be", HOST, "guest RAM: .*File too large; .*raise ulimit -f", *boot, needs_kvm=True,
+               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20)))
     yield Case("no way of capturing", USAGE, "not one of auto, stop-and-copy, copy-on-write", "protect", "web", "unix:/x", "--capture", "cow")
     yield Case("a standby's place that is none", USAGE, '--protect: "tcp://b": there is no port', *boot, "--protect", "tcp://b", "--lease", "none")
     yield Case("a standby's standby at no place", USAGE, '--protect: "b": unknown kind of address', "standby", "--name", "x", "--listen",
