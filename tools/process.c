@@ -25,7 +25,8 @@ static bool holds_pid(int fd)
     return pid;
 }
 
-static int pidfile_write(const char *path, struct rp_error *err)
+/* *ours: whether it is ours to remove, whatever is returned. */
+static int pidfile_write(const char *path, bool *ours, struct rp_error *err)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0)
@@ -34,6 +35,7 @@ static int pidfile_write(const char *path, struct rp_error *err)
         close(fd);
         return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "--pidfile %s: is there and holds no process id; it is left alone, give another path", path);
     }
+    *ours = true;
     int rc = ftruncate(fd, 0) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) :
          dprintf(fd, "%d\n", (int)getpid()) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) : 0;
     close(fd);
@@ -107,6 +109,7 @@ static int go(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *
 int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, struct rp_error *err)
 {
     struct rp_vm vm;
+    bool wrote = false;
     int rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
     vm.stop_timeout_ns = o->stop_timeout_ns;
     vm.options = o;
@@ -115,13 +118,13 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
     if (rc == 0)
         rc = make(&vm, o, ctx, err);
     if (rc == 0 && o->pidfile)
-        rc = pidfile_write(o->pidfile, err);    /* before the sandbox closes the file system */
+        rc = pidfile_write(o->pidfile, &wrote, err);    /* before the sandbox closes the file system */
     if (rc == 0)
         rc = go(&vm, o, err);
     if (rc < 0 && vm.leaving)
         rc = vm.leave_why.code ? rc : vm.leave_code;    /* a signal, before there was a machine */
     rp_vm_close(&vm);
-    if (o->pidfile && rc >= 0)
+    if (wrote)
         unlink(o->pidfile);
     return rc;
 }

@@ -447,6 +447,22 @@ def walk_protection_while_waiting(w):
     must_not_say(vm.text(), "PROTECT_LOST")
 
 
+def walk_pidfile(w):
+    """A VM's --pidfile goes with it, however it ends, and another's stays"""
+    pidfile = w.folder / "pid"
+    vm = w.boot("vm", "--pidfile", str(pidfile), append="run=1s end=reset")
+    check(pidfile.read_text() == f"{vm.process.pid}\n", f"{pidfile.read_text()}, not {vm.process.pid}")
+    w.ask("checkpoint", "vm", f"file:{w.folder}/image")
+    w.ask("run", "--name", "vm", "--kernel", str(w.guests / "idle.elf"), "--pidfile", str(pidfile), code=REFUSED)
+    check(pidfile.exists(), "a refused start removes another's")
+    w.ask("quit", "vm")
+    check(vm.end(0) == DONE and not pidfile.exists(), "it is there after the VM was quit")
+    vm = w.start("restore", f"file:{w.folder}/image", "--name", "vm", "--pidfile", str(pidfile))
+    check(vm.end(0) == FAILED, f"a guest that resets itself, without --kernel: exit code {vm.process.returncode}: {vm.text()}")
+    must_say(vm.text(), "reset: .*no kernel was given")
+    check(not pidfile.exists(), "it is there after the VM has failed")
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
