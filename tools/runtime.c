@@ -1,6 +1,8 @@
 /* Where running VMs are found. */
 #include "tools/runtime.h"
 
+#include "core/accept.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -98,21 +100,9 @@ static int try_connect(const struct sockaddr_un *sa, int *out)
 /* The directory's lock is held: nobody else is between looking and binding. */
 static int bind_locked(const struct sockaddr_un *sa, const char *what, int *out, struct rp_error *err)
 {
-    int probe = -1, rc = try_connect(sa, &probe);
-    if (rc == 0) {
-        close(probe);
-        return rp_error_exit(err, RP_EXIT_REFUSED, EADDRINUSE, "%s is in use: something answers on %s; take another name or end it first",
-                             what, sa->sun_path);
-    }
-    struct stat st;
-    if (lstat(sa->sun_path, &st) == 0) {
-        if (!S_ISSOCK(st.st_mode))
-            return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "%s: is there and is no socket; it is left alone, give another path",
-                                 sa->sun_path);
-        if (rc != -ECONNREFUSED)
-            return rp_error_set(err, -rc, "%s: %s", sa->sun_path, strerror(-rc));
-        unlink(sa->sun_path);
-    }
+    int rc = rp_clear_socket(sa, what, err);
+    if (rc < 0)
+        return rc;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return rp_error_set(err, errno, "%s: socket: %s", sa->sun_path, strerror(errno));

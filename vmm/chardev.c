@@ -182,22 +182,21 @@ static int fail(const char *what, const char *path, int e, struct rp_error *err)
 static int open_unix(struct rp_chardev *c, const char *path, const char *what, struct rp_error *err)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
+    char option[32];
+    int rc;
 
     if (strlen(path) >= sizeof a.sun_path)
         return fail(what, path, ENAMETOOLONG, err);
     memcpy(a.sun_path, path, strlen(path) + 1);
+    snprintf(option, sizeof option, "--%s", what);
+    rc = rp_clear_socket(&a, option, err);
+    if (rc < 0)
+        return rc;
     c->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->listener < 0)
         return fail(what, path, errno, err);
-    if (bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0) {
-        /* A socket that nobody listens on is a dead process's: take it over. */
-        int e = errno, probe = e == EADDRINUSE ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
-        bool dead = probe >= 0 && connect(probe, (const struct sockaddr *)&a, sizeof a) != 0 && errno == ECONNREFUSED;
-        if (probe >= 0)
-            close(probe);
-        if (!dead || rp_unlink_socket(path) != 0 || bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
-            return fail(what, path, e, err);
-    }
+    if (bind(c->listener, (const struct sockaddr *)&a, sizeof a) != 0)
+        return fail(what, path, errno, err);
     memcpy(c->path, a.sun_path, sizeof c->path);
     if (listen(c->listener, 1) != 0)
         return fail(what, path, errno, err);

@@ -477,22 +477,22 @@ static void on_listen(void *ctx, uint32_t events)
 
 static int listen_at(struct rp_vsock *v, const char *path, struct rp_error *err)
 {
-    int probe, rc = 0;
+    int rc;
 
     if (strlen(path) + sizeof("_4294967295") > sizeof(v->at.sun_path))
         return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "--vsock %s: the path is longer than %zu bytes", path,
                              sizeof(v->at.sun_path) - sizeof("_4294967295"));
     v->at.sun_family = AF_UNIX;
     memcpy(v->at.sun_path, path, strlen(path));
-    probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (probe >= 0 && connect(probe, (const struct sockaddr *)&v->at, sizeof(v->at)) < 0 && errno == ECONNREFUSED)
-        rp_unlink_socket(path);     /* left by a VM that was killed */
-    if (probe >= 0)
-        close(probe);
+    rc = rp_clear_socket(&v->at, "--vsock", err);
+    if (rc < 0) {
+        v->at.sun_path[0] = 0;      /* not ours to remove */
+        return rc;
+    }
     v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (v->listen_fd < 0 || bind(v->listen_fd, (const struct sockaddr *)&v->at, sizeof(v->at)) < 0 || listen(v->listen_fd, 16) < 0) {
         rc = rp_error_exit(err, RP_EXIT_HOST, errno, "--vsock %s: %s", path, strerror(errno));
-        v->at.sun_path[0] = 0;      /* not ours to remove */
+        v->at.sun_path[0] = 0;
         return rc;
     }
     rc = rp_loop_add(v->loop, v->listen_fd, EPOLLIN, on_listen, v);

@@ -149,6 +149,11 @@ def cases(folder, guests, golden):
     yield Case("a disk that another VM has locked", REFUSED, "locked by another VM", *boot, "--disk", str(disk), needs_kvm=True,
                setup=lambda: locked(disk))
     yield Case("a tap that is gone", HOST, "tap gone0: .*", *boot, "--net", "tap:gone0", needs_kvm=True)
+    for option, path in (("serial", f"unix:{folder}/s"), ("console", f"unix:{folder}/s"), ("vsock", f"{folder}/s"), ("qmp", f"{folder}/s")):
+        yield Case(f"--{option} where something listens", REFUSED, rf"--{option} is in use: something answers on {folder}/s; take another or end", *boot,
+                   f"--{option}", path, needs_kvm=True, setup=lambda: listening(f"{folder}/s"))
+        yield Case(f"--{option} on a file", USAGE, rf"--{option}: {text} is there and is no socket; it is left alone", *boot, f"--{option}",
+                   path.replace(f"{folder}/s", str(text)), needs_kvm=True)
     yield Case("a socket's folder that is not there", USAGE, "serial /nowhere/s: No such file", *boot, "--serial", "unix:/nowhere/s", needs_kvm=True)
 
 

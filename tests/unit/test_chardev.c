@@ -2,6 +2,7 @@
 #include "vmm/chardev.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -126,6 +127,23 @@ Test(chardev, the_newest_client_has_the_console)
     cr_assert_str_eq(got, "hello");
     close(first);
     close(second);
+}
+
+/* Another VM on the same path is refused, and whoever is at this one's console notices nothing. */
+Test(chardev, one_that_is_in_use_is_refused_and_stays_as_it_is)
+{
+    struct rp_error err = {0};
+    struct rp_chardev_config cfg = {.kind = RP_SERIAL_UNIX, .path = at.sun_path};
+    struct rp_chardev *second = NULL;
+    char byte;
+    int fd = come();
+    turns(50);
+    cr_assert_eq(rp_chardev_create(&cfg, "console", loop, input, NULL, &second, &err), -EADDRINUSE);
+    cr_assert(err.exit == RP_EXIT_REFUSED && strstr(err.text, "--console is in use"), "%s", err.text);
+    turns(50);
+    cr_assert(recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN, "its client was hung up on");
+    cr_assert_eq(access(at.sun_path, F_OK), 0);
+    close(fd);
 }
 
 /* Nobody reads: what does not fit is dropped and counted, and the writer never waits (INV-5). */

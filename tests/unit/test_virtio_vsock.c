@@ -388,7 +388,7 @@ Test(vsock_path, one_that_is_in_use_is_refused)
 
     setup();
     cr_assert_lt(rp_virtio_vsock_create(&board.env, SLOT + 1, path, CID + 1, &second, &err), 0);
-    cr_assert_eq(err.exit, RP_EXIT_HOST);
+    cr_assert_eq(err.exit, RP_EXIT_REFUSED);
     cr_assert(strstr(err.text, path), "%s", err.text);
     cr_assert_eq(access(path, F_OK), 0, "and stays the other's");
     teardown();
