@@ -12,7 +12,7 @@ struct inspect_opts { bool diff, json, brief, records; };
 #define AT(member) .kind = RP_OPT_FLAG, .offset = offsetof(struct inspect_opts, member)
 static const struct rp_opt inspect_options[] = {
     {.name = "diff", AT(diff), .help = "Print what differs between two epochs: fields of their devices, and pages."},
-    {.name = "brief", AT(brief), .help = "Leave out the fields of the devices."},
+    {.name = "brief", AT(brief), .help = "Leave out the fields of the devices; with --diff, say how many differ."},
     {.name = "records", AT(records), .help = "Print each record with its place, too."},
     {.name = "json", AT(json), .help = "Print one JSON object."},
 };
@@ -66,6 +66,7 @@ static int print_one(const struct inspect_opts *o, char *operand, struct rp_erro
 static int diff_two(const struct inspect_opts *o, unsigned n, char **operands, struct rp_error *err)
 {
     struct rp_inspect_where a = {0}, b = {0};
+    struct rp_inspect_show show = {.json = o->json, .brief = o->brief};
     uint64_t differ = 0;
     int rc = rp_inspect_where(operands[0], &a, err);
     b = a;
@@ -78,7 +79,7 @@ static int diff_two(const struct inspect_opts *o, unsigned n, char **operands, s
     if (rc == 0 && strcmp(a.path, "-") == 0 && strcmp(b.path, "-") == 0)
         rc = rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "standard input can be read once only; name a file");
     if (rc == 0)
-        rc = rp_inspect_diff(&a, &b, o->json, stdout, &differ, err);
+        rc = rp_inspect_diff(&a, &b, &show, stdout, &differ, err);
     return rc < 0 ? rc : RP_EXIT_DONE;
 }
 

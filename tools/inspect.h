@@ -71,8 +71,9 @@ struct rp_inspect_show {
 };
 /* Prints the stream; damaged data: what could be read is printed, then the error is returned. */
 int rp_inspect_print(int fd, const struct rp_inspect_show *show, FILE *out, struct rp_error *err) RP_MUST_CHECK;
-/* Two epochs against each other. *differ: how many fields, sections and pages. */
-int rp_inspect_diff(const struct rp_inspect_where *a, const struct rp_inspect_where *b, bool json, FILE *out, uint64_t *differ,
-                    struct rp_error *err) RP_MUST_CHECK;
+/* Two epochs against each other; of `show`: json, and brief, which leaves the fields of the devices at their number. *differ: how many
+ * fields, sections and pages. */
+int rp_inspect_diff(const struct rp_inspect_where *a, const struct rp_inspect_where *b, const struct rp_inspect_show *show, FILE *out,
+                    uint64_t *differ, struct rp_error *err) RP_MUST_CHECK;
 
 #endif

@@ -46,7 +46,7 @@ static int side_load(struct side *s, struct rp_error *err)
 
 struct diff {
     const struct side *a, *b;
-    bool json;
+    bool json, brief;
     FILE *out;
     uint64_t found;
 };
@@ -87,20 +87,26 @@ static void section_differs(struct diff *d, const struct rp_section *s, const ch
         rp_json_text(s->name, sizeof(s->name), d->out);
         fprintf(d->out, ", \"instance\": %u, ", s->instance);
         if (t) {
-            fprintf(d->out, "\"fields\": %d, \"a\": ", n);
+            fprintf(d->out, "\"fields\": %d", n);
+        } else {
+            fprintf(d->out, "\"differs\": \"%s\"", note);
+        }
+        if (t && !d->brief) {
+            fputs(", \"a\": ", d->out);
             rp_state_json(t, a, d->out);
             fputs(", \"b\": ", d->out);
             rp_state_json(t, b, d->out);
-        } else {
-            fprintf(d->out, "\"differs\": \"%s\"", note);
         }
         fputc('}', d->out);
         *sep = ", ";
         return;
     }
     heading(d, "section", s);
-    fprintf(d->out, ": %s\n", t ? "" : note);
-    if (t)
+    if (t && d->brief)
+        fprintf(d->out, ": %d fields differ\n", n);
+    else
+        fprintf(d->out, ": %s\n", t ? "" : note);
+    if (t && !d->brief)
         rp_state_diff(t, a, b, d->out, 2);
 }
 
@@ -211,11 +217,11 @@ static void diff_all(struct diff *d)
         fputs("no difference\n", d->out);
 }
 
-int rp_inspect_diff(const struct rp_inspect_where *a, const struct rp_inspect_where *b, bool json, FILE *out, uint64_t *differ,
-                    struct rp_error *err)
+int rp_inspect_diff(const struct rp_inspect_where *a, const struct rp_inspect_where *b, const struct rp_inspect_show *show, FILE *out,
+                    uint64_t *differ, struct rp_error *err)
 {
     struct side sa = {.where = a}, sb = {.where = b};
-    struct diff d = {.a = &sa, .b = &sb, .json = json, .out = out};
+    struct diff d = {.a = &sa, .b = &sb, .json = show->json, .brief = show->brief, .out = out};
     int rc = side_load(&sa, err);
     if (rc == 0)
         rc = side_load(&sb, err);

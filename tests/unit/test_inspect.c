@@ -297,6 +297,39 @@ Test(inspect, diff_of_two_epochs_and_two_streams)
     unlink(other);
 }
 
+/* With --brief a section's fields are counted, not printed. */
+Test(inspect, brief_diff)
+{
+    struct sb s;
+    char args[1300];
+    int rc;
+    sb_init(&s);
+    sb_begin(&s);
+    for (uint32_t n = 1; n <= 2; n++) {
+        sb_epoch(&s, n, n - 1);
+        sb_history(&s, n == 1 ? "ONE" : "OTHER");
+        sb_epoch_end(&s);
+    }
+    sb_end(&s, 2);
+    write_stream(s.b.data, s.b.len);
+    sb_fini(&s);
+    snprintf(args, sizeof(args), "%s --diff 1 2", path);
+    char *t = command(args, &rc);
+    cr_assert_eq(rc, 0, "%s", t);
+    says(t, "section \"history\" 0: \n  ");
+    free(t);
+    snprintf(args, sizeof(args), "%s --diff --brief 1 2", path);
+    t = command(args, &rc);
+    says(t, "section \"history\" 0: 1 fields differ\n");
+    says(t, "header:\n  number: 0x1 -> 0x2\n");
+    cr_assert_null(strstr(t, "OTHER"), "%s", t);
+    free(t);
+    snprintf(args, sizeof(args), "%s --diff --brief --json 1 2", path);
+    t = command(args, &rc);
+    says(t, "{\"name\": \"history\", \"instance\": 0, \"fields\": 1}]");
+    free(t);
+}
+
 Test(inspect, wrong_use)
 {
     int rc;
