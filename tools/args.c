@@ -44,7 +44,7 @@ static int store(const struct rp_opt *o, void *opts, char *value, struct rp_erro
         *(bool *)field = true;
         return 0;
     case RP_OPT_STRING:
-        if (!*value)
+        if (!*value && !o->may_be_empty)
             return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%s: empty; it needs %s", what, o->arg);
         *(const char **)field = value;
         return 0;

@@ -17,7 +17,7 @@
 
 enum rp_opt_kind {
     RP_OPT_FLAG,        /* bool */
-    RP_OPT_STRING,      /* const char * */
+    RP_OPT_STRING,      /* const char *, not empty unless may_be_empty */
     RP_OPT_UINT,        /* unsigned, within min … max */
     RP_OPT_SIZE,        /* uint64_t bytes, within min … max when max is set */
     RP_OPT_DURATION,    /* uint64_t ns */
@@ -30,6 +30,7 @@ struct rp_opt {
     const char *arg;    /* what --help calls the value; NULL for a flag */
     const char *help;   /* one sentence, for --help and the man page */
     uint8_t kind;       /* enum rp_opt_kind */
+    bool may_be_empty;  /* a string, for which "" means something */
     bool repeats;       /* may be given more than once (help says so) */
     size_t offset;
     uint64_t min, max;

@@ -367,7 +367,7 @@ const struct rp_opt rp_vm_kernel_options[RP_VM_KERNEL_OPTIONS] = {
      .help = "The kernel to boot: a Linux bzImage, or an ELF with a PVH entry (vmlinux). A VM that goes on from an epoch needs it when it is reset: "
              "without it a reset by the guest is its end, and `reprise reset` is refused."},
     {.name = "initrd", .arg = "F", .kind = RP_OPT_STRING, AT(machine.initrd), .help = "Its initial RAM disk."},
-    {.name = "append", .arg = "S", .kind = RP_OPT_STRING, AT(machine.cmdline), .help = "Its command line."},
+    {.name = "append", .arg = "S", .kind = RP_OPT_STRING, .may_be_empty = true, AT(machine.cmdline), .help = "Its command line."},
 };
 
 const struct rp_opt rp_vm_enter_options[RP_VM_ENTER_OPTIONS] = {

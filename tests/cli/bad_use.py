@@ -104,6 +104,7 @@ def cases(folder, guests, golden):
     yield Case("an ELF that is no kernel", USAGE, "PVH entry", *run, "--kernel", str(elf))
     yield Case("half a kernel", USAGE, "beyond the end of the file", *run, "--kernel", str(cut))
     yield Case("initrd that is not there", USAGE, "initrd /nowhere: No such file", *boot, "--initrd", "/nowhere")
+    yield Case("an empty initrd", USAGE, "--initrd: empty", *boot, "--initrd", "")
     yield Case("a name that is none", USAGE, "cannot be a VM's name", "run", "--name", "a/b", "--kernel", kernel)
     yield Case("a name in use", REFUSED, 'name "taken".*', "run", "--name", "taken", "--kernel", kernel,
                setup=lambda: listening(str(rt / "taken.sock")))

@@ -463,6 +463,11 @@ def walk_pidfile(w):
     check(not pidfile.exists(), "it is there after the VM has failed")
 
 
+def walk_empty_command_line(w):
+    """A kernel's command line may be empty"""
+    w.boot("vm", "--append", "")
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
