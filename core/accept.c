@@ -45,18 +45,6 @@ int rp_accept(int listener)
     return rc;
 }
 
-int rp_unlink_socket(const char *path)
-{
-    struct stat st;
-    if (lstat(path, &st) != 0)
-        return -1;
-    if (!S_ISSOCK(st.st_mode)) {
-        errno = EEXIST;
-        return -1;
-    }
-    return unlink(path);
-}
-
 /* 0: a living process has a socket bound there. -ECONNREFUSED, -ENOENT: none. It is asked for with the wrong type (EPROTOTYPE): a connection
  * would be taken for a client, and waits where many do. */
 static int is_bound(const struct sockaddr_un *at)

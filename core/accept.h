@@ -14,9 +14,6 @@ struct sockaddr_un;
  * one, and it was turned away. Any thread. */
 int rp_accept(int listener);
 
-/* Removes a unix socket that a dead process left. Anything else at `path` is left alone: -1, errno EEXIST. */
-int rp_unlink_socket(const char *path);
-
 /* Before a unix socket is bound at `at`: makes sure that nothing stands there, and removes what a dead process left. -EADDRINUSE,
  * RP_EXIT_REFUSED: a living process has it, which notices nothing of this. -EEXIST, RP_EXIT_USAGE: no socket; it is left alone. `what`: for
  * the sentence ("--vsock"). Two processes that ask at once may both get it. */

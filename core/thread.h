@@ -22,7 +22,8 @@ int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg)
 /* Waits, with `lock` held, until a time of rp_clock_ns at most. 0: woken, or for no reason; -ETIMEDOUT. */
 int rp_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns);
 
-/* For the calling thread, if it is not under a policy that somebody chose. Patient (SCHED_BATCH): when it is woken it waits for a CPU, it does not take it from who runs there. */
+/* For the calling thread, if it is not under a policy that somebody chose. Patient (SCHED_BATCH): when it is woken it waits for a CPU, it does
+ * not take it from who runs there. */
 void rp_thread_patient(bool on);
 /* For the calling thread, once and for good (without privileges there is no way back): patient, and at nice 5. Threads that work on what was
  * captured give way to vCPUs and to whoever a vCPU waits for where cores are short (INV-5). */

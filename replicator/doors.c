@@ -17,8 +17,7 @@ int rp_doors_init(struct rp_doors *d, struct rp_listener *l, const struct rp_sec
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (wake_fd < 0)
         return rp_error_set(err, errno, "no descriptor to wake whoever listens: %s", strerror(errno));
-    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}, .wake_fd = wake_fd,
-                           .key = key};
+    *d = (struct rp_doors){.n = 1, .doors = {{.uri = l->uri, .listener = l}}, .wake_fd = wake_fd, .key = key};
     if (l->uri.scheme != RP_URI_RDMA)
         return 0;
     struct rp_door *spare = &d->doors[1];

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#define HELLO_BYTES RP_HELLO_BYTES
+#define AT_ONCE 0               /* a deadline that is past: what there is no room for now is not waited for by somebody who is not known yet */
 #define CHALLENGE_BYTES (8u + RP_NONCE_BYTES + RP_PROOF_BYTES + RP_REASON_MAX)
 #define WELCOME_REASON (4u + 16u + 8u + 24u + 24u)
 #define WELCOME_BYTES (WELCOME_REASON + RP_REASON_MAX)
@@ -15,9 +15,9 @@ static const uint8_t magic[8] = {'R', 'P', 'L', 'I', 'N', 'K', 0x0D, 0x0A};
 
 enum status { STATUS_OK = 0, STATUS_REFUSED = 1 };
 
-static void put_hello(const struct rp_hello *h, const uint8_t nonce[RP_NONCE_BYTES], uint8_t out[HELLO_BYTES])
+static void put_hello(const struct rp_hello *h, const uint8_t nonce[RP_NONCE_BYTES], uint8_t out[RP_HELLO_BYTES])
 {
-    memset(out, 0, HELLO_BYTES);
+    memset(out, 0, RP_HELLO_BYTES);
     memcpy(out, magic, 8);
     rp_st32(out + 8, h->version);
     rp_st32(out + 12, h->role);
@@ -33,7 +33,7 @@ static void put_hello(const struct rp_hello *h, const uint8_t nonce[RP_NONCE_BYT
     rp_st64(out + 152, h->term);
 }
 
-static void get_hello(const uint8_t in[HELLO_BYTES], struct rp_hello *h, uint8_t nonce[RP_NONCE_BYTES])
+static void get_hello(const uint8_t in[RP_HELLO_BYTES], struct rp_hello *h, uint8_t nonce[RP_NONCE_BYTES])
 {
     h->version = rp_ld32(in + 8);
     h->role = rp_ld32(in + 12);
@@ -69,7 +69,7 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
 {
     struct rp_hello h = *hello;
     uint8_t mine[RP_NONCE_BYTES], proof[RP_PROOF_BYTES], want[RP_PROOF_BYTES];
-    uint8_t msg[HELLO_BYTES], challenge[CHALLENGE_BYTES], welcome[WELCOME_BYTES];
+    uint8_t msg[RP_HELLO_BYTES], challenge[CHALLENGE_BYTES], welcome[WELCOME_BYTES];
     h.version = RP_LINK_VERSION;
     int rc = rp_secret_nonce(mine, err);
     if (rc < 0)
@@ -83,10 +83,10 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
     if (rp_ld32(challenge) != STATUS_OK)
         return refused(challenge + 8 + RP_NONCE_BYTES + RP_PROOF_BYTES, err);
     const uint8_t *theirs = challenge + 8;
-    rp_secret_prove(key, "standby", theirs, mine, msg, HELLO_BYTES, want);
+    rp_secret_prove(key, "standby", theirs, mine, msg, RP_HELLO_BYTES, want);
     if (!rp_secret_equal(want, theirs + RP_NONCE_BYTES))
         return rp_error_exit(err, RP_EXIT_REFUSED, EACCES, "the other side does not know our key");
-    rp_secret_prove(key, "primary", mine, theirs, msg, HELLO_BYTES, proof);
+    rp_secret_prove(key, "primary", mine, theirs, msg, RP_HELLO_BYTES, proof);
     if ((rc = io(err, rp_conn_send(c, proof, sizeof(proof)), "proving our key")) < 0 ||
         (rc = io(err, rp_conn_recv_all(c, welcome, sizeof(welcome), rp_clock_ns() + RP_HANDSHAKE_TIMEOUT_MS * 1000000ull), "waiting for its welcome")) < 0)
         return rc;
@@ -101,22 +101,13 @@ int rp_handshake_connect(struct rp_conn *c, const struct rp_secret *key, const s
     return 0;
 }
 
-/* Without waiting: what there is no room for now is not worth having somebody wait who is not known yet. */
-static int send_now(struct rp_conn *c, const void *buf, size_t len)
-{
-    union { const void *in; void *out; } p = {.in = buf};   /* iovec has no const */
-    struct iovec iov = {p.out, len};
-    ssize_t n = c->ops->send(c, &iov, 1, false);
-    return n == (ssize_t)len ? 0 : n < 0 ? (int)n : -EAGAIN;
-}
-
 static void refuse_hello(struct rp_conn *c, const char *why)
 {
     uint8_t challenge[CHALLENGE_BYTES] = {0};
     rp_st32(challenge, STATUS_REFUSED);
     rp_st32(challenge + 4, RP_LINK_VERSION);
     strncpy((char *)challenge + 8 + RP_NONCE_BYTES + RP_PROOF_BYTES, why, RP_REASON_MAX - 1);
-    if (send_now(c, challenge, sizeof(challenge)) < 0) {
+    if (rp_conn_send_by(c, challenge, sizeof(challenge), AT_ONCE) < 0) {
         /* it has gone: so much the better */
     }
 }
@@ -150,21 +141,21 @@ static int challenge_it(struct rp_greeting *g, struct rp_conn *c, const struct r
         return rc;
     rp_st32(challenge + 4, RP_LINK_VERSION);
     memcpy(challenge + 8, g->nonce, RP_NONCE_BYTES);
-    rp_secret_prove(key, "standby", g->nonce, theirs, g->said, HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
-    return io(err, send_now(c, challenge, sizeof(challenge)), "being challenged");
+    rp_secret_prove(key, "standby", g->nonce, theirs, g->said, RP_HELLO_BYTES, challenge + 8 + RP_NONCE_BYTES);
+    return io(err, rp_conn_send_by(c, challenge, sizeof(challenge), AT_ONCE), "being challenged");
 }
 
 int rp_handshake_hear(struct rp_greeting *g, struct rp_conn *c, const struct rp_secret *key, struct rp_error *err)
 {
     while (g->have < sizeof(g->said)) {
-        size_t whole = g->have < HELLO_BYTES ? HELLO_BYTES : sizeof(g->said);
+        size_t whole = g->have < RP_HELLO_BYTES ? RP_HELLO_BYTES : sizeof(g->said);
         ssize_t n = c->ops->recv(c, g->said + g->have, whole - g->have, RP_CONN_NOW);
         if (n == -EAGAIN)
             return 0;
         if (n <= 0)
-            return io(err, n < 0 ? (int)n : -ECONNRESET, g->have < HELLO_BYTES ? "it should have said HELLO" : "it should have proven its key");
+            return io(err, n < 0 ? (int)n : -ECONNRESET, g->have < RP_HELLO_BYTES ? "it should have said HELLO" : "it should have proven its key");
         g->have += (size_t)n;
-        int rc = g->have == HELLO_BYTES ? challenge_it(g, c, key, err) : 0;
+        int rc = g->have == RP_HELLO_BYTES ? challenge_it(g, c, key, err) : 0;
         if (rc < 0)
             return rc;
     }
@@ -180,8 +171,8 @@ int rp_handshake_welcome(const struct rp_greeting *g, struct rp_conn *c, const s
     uint8_t theirs[RP_NONCE_BYTES], want[RP_PROOF_BYTES], welcome[WELCOME_BYTES] = {0};
     int rc;
     get_hello(g->said, &h, theirs);
-    rp_secret_prove(key, "primary", theirs, g->nonce, g->said, HELLO_BYTES, want);
-    if (!rp_secret_equal(want, g->said + HELLO_BYTES))
+    rp_secret_prove(key, "primary", theirs, g->nonce, g->said, RP_HELLO_BYTES, want);
+    if (!rp_secret_equal(want, g->said + RP_HELLO_BYTES))
         rc = rp_error_exit(&refusal, RP_EXIT_REFUSED, EACCES, "wrong key");
     else
         rc = judge(ctx, &h, &w, &refusal);
@@ -196,7 +187,7 @@ int rp_handshake_welcome(const struct rp_greeting *g, struct rp_conn *c, const s
     rp_st64(welcome + 60, w.held.sum.lo);
     rp_st64(welcome + 68, w.held.sum.hi);
     snprintf((char *)welcome + WELCOME_REASON, RP_REASON_MAX, "%s", refusal.text);
-    int sent = send_now(c, welcome, sizeof(welcome));
+    int sent = rp_conn_send_by(c, welcome, sizeof(welcome), AT_ONCE);
     if (rc < 0) {
         if (err)
             *err = refusal;

@@ -283,11 +283,8 @@ static int bind_unix(const struct rp_uri *uri)
         return -errno;
     if (bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
         return fd;
-    int e = errno, probe = e == EADDRINUSE ? try_connect(AF_UNIX, (struct sockaddr *)&a, sizeof(a), 1000) : -e;
-    bool stale = probe == -ECONNREFUSED;    /* left behind by a process that died */
-    if (probe >= 0)
-        close(probe);
-    if (stale && rp_unlink_socket(uri->path) == 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
+    int e = errno;      /* perhaps of what a process left behind that died */
+    if (e == EADDRINUSE && rp_clear_socket(&a, uri->path, NULL) == 0 && bind(fd, (struct sockaddr *)&a, sizeof(a)) == 0)
         return fd;
     close(fd);
     return -e;

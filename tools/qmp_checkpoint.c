@@ -196,15 +196,14 @@ static int parse_then(const char *then, enum then *out, struct rp_error *err)
     return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "checkpoint: then \"%s\": not one of go-on, pause, quit", then);
 }
 
-/* A disk of the VM's that is this file, or -1. */
-static int disk_at(struct rp_vm *vm, const char *path)
+static int is_no_disk(struct rp_vm *vm, const char *path, struct rp_error *err)
 {
     const struct rp_machine_config *cfg = rp_machine_cfg(vm->machine);
     struct stat st, disk;
     for (unsigned i = 0; stat(path, &st) == 0 && i < cfg->ndisks; i++)
         if (cfg->disks[i].path && stat(cfg->disks[i].path, &disk) == 0 && disk.st_dev == st.st_dev && disk.st_ino == st.st_ino)
-            return (int)i;
-    return -1;
+            return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: %s is the VM's disk %u; give another path", path, i);
+    return 0;
 }
 
 /* What stands where the checkpoint is to be, and where it is written: nothing, or a file that is not one of the VM's disks. What else is not
@@ -214,12 +213,8 @@ static int look_at_target(struct rp_vm *vm, const char *path, const char *partia
     struct stat st;
     if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
         return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is no file; give another path", path);
-    for (const char *at = path; at; at = at == path ? partial : NULL) {
-        int disk = disk_at(vm, at);
-        if (disk >= 0)
-            return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: %s is the VM's disk %d; give another path", at, disk);
-    }
-    return 0;
+    int rc = is_no_disk(vm, path, err);
+    return rc < 0 ? rc : is_no_disk(vm, partial, err);
 }
 
 static void partial_of(const char *path, char out[PATH_MAX + 16])

@@ -20,7 +20,6 @@
 
 #define FRAMES_MAX 64u      /* of guest memory */
 #define LANES_MAX 3u
-#define HELLO_BYTES 160u
 #define NONCE_AT 120u
 
 struct fake {
@@ -57,9 +56,9 @@ static ssize_t fake_send(struct rp_conn *c, const struct iovec *iov, int n, bool
     (void)wait;
     for (int i = 0; i < n; i++)
         len += iov[i].iov_len;
-    if (k->key && k->sent == 0 && k->good_proof && len >= 8 + RP_NONCE_BYTES && k->len >= HELLO_BYTES + RP_PROOF_BYTES)
-        rp_secret_prove(k->key, "primary", k->bytes + NONCE_AT, (const uint8_t *)iov[0].iov_base + 8, k->bytes, HELLO_BYTES,
-                        k->bytes + HELLO_BYTES);
+    if (k->key && k->sent == 0 && k->good_proof && len >= 8 + RP_NONCE_BYTES && k->len >= RP_HELLO_BYTES + RP_PROOF_BYTES)
+        rp_secret_prove(k->key, "primary", k->bytes + NONCE_AT, (const uint8_t *)iov[0].iov_base + 8, k->bytes, RP_HELLO_BYTES,
+                        k->bytes + RP_HELLO_BYTES);
     k->sent++;
     return (ssize_t)len;
 }
@@ -266,14 +265,14 @@ static int judge(void *ctx, const struct rp_hello *h, struct rp_welcome *w, stru
 
 static void standby(struct fz *f)
 {
-    uint8_t in[HELLO_BYTES + RP_PROOF_BYTES] = "RPLINK\r\n";
+    uint8_t in[RP_HELLO_BYTES + RP_PROOF_BYTES] = "RPLINK\r\n";
     struct rp_hello hello;
     struct rp_error err = {0};
     bool judged = false, good = fz_u8(f) & 1;
     rp_st32(in + 8, RP_LINK_VERSION);
     rp_st32(in + 12, 1 + fz_u8(f) % 3);
     for (unsigned i = fz_u8(f) % 16; i > 0; i--)
-        in[8 + fz_u8(f) % (HELLO_BYTES - 8)] = fz_u8(f);
+        in[8 + fz_u8(f) % (RP_HELLO_BYTES - 8)] = fz_u8(f);
     size_t cut = fz_u8(f) % 4 ? sizeof(in) : fz_u8(f);
     struct fake *k = fake_make(in, cut < sizeof(in) ? cut : sizeof(in));
     k->key = &key;
