@@ -9,6 +9,7 @@
 #include "tools/qmp_message.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,6 +128,22 @@ static void clients_settle(struct rp_qmp *q)
     }
 }
 
+static void client_ready(struct rp_qmp *q, struct client *c, uint32_t events)
+{
+    rp_qmp_client_ready(&c->c, events);
+    request_queue(q, c);
+}
+
+/* What epoll is still to say of them: who hung up before a newcomer came may be told of after it. */
+static void clients_look(struct rp_qmp *q)
+{
+    for (struct client *c = q->clients; c; c = c->next) {
+        struct pollfd p = {.fd = c->c.fd, .events = POLLIN};
+        if (poll(&p, 1, 0) == 1)
+            client_ready(q, c, (uint32_t)p.revents);    /* POLLIN, POLLHUP, POLLERR are EPOLLIN, EPOLLHUP, EPOLLERR */
+    }
+}
+
 static bool room(const struct rp_qmp *q, unsigned listener)
 {
     unsigned further = 0;
@@ -155,6 +172,8 @@ static void client_accept(struct rp_qmp *q, unsigned listener)
     int fd = rp_accept(q->listeners[listener]);
     if (fd < 0)
         return;
+    if (!room(q, listener))
+        clients_look(q);
     clients_settle(q);      /* who has hung up leaves its place */
     struct client *c = room(q, listener) ? calloc(1, sizeof(*c)) : NULL;
     if (!c) {
@@ -264,10 +283,8 @@ static void on_epoll(struct rp_qmp *q, const struct epoll_event *ev)
         return;
     }
     struct client *c = client_find(q, ev->data.u64);
-    if (!c)
-        return;
-    rp_qmp_client_ready(&c->c, ev->events);
-    request_queue(q, c);
+    if (c)
+        client_ready(q, c, ev->events);
 }
 
 static bool stopping(struct rp_qmp *q)
