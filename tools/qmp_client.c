@@ -156,7 +156,7 @@ void rp_qmp_client_ready(struct rp_qmp_client *c, uint32_t events)
     }
     if (events & EPOLLOUT)
         flush(c);
-    if (events & (EPOLLIN | EPOLLHUP))      /* gone, but what it sent before still counts */
+    if (!c->in_work && (events & (EPOLLIN | EPOLLHUP)))     /* gone, but what it sent before still counts */
         take_in(c);
 }
 

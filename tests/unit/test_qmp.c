@@ -275,6 +275,30 @@ static bool welcome(struct guest *g)
     return greeted;
 }
 
+/* One that has nothing more to say hears the answer that it waits for, also when somebody comes for whom there is no place meanwhile. */
+Test(qmp, a_client_that_has_said_all_is_answered)
+{
+    struct guest g = negotiate(), idle[RP_QMP_CLIENTS_MAX], late;
+    struct pollfd asked = {.fd = rp_qmp_request_fd(server), .events = POLLIN};
+    unsigned n = 0;
+    for (; n < RP_QMP_CLIENTS_MAX - 1; n++) {
+        idle[n] = come();
+        cr_assert(welcome(&idle[n]), "client %u", n);
+    }
+    tell(&g, "{\"execute\": \"echo\", \"id\": 1}");
+    cr_assert_gt(poll(&asked, 1, WAIT_MS), 0);
+    shutdown(g.fd, SHUT_WR);
+    late = come();
+    struct pollfd refused = {.fd = late.fd, .events = POLLIN};
+    cr_assert_gt(poll(&refused, 1, WAIT_MS), 0);
+    cr_assert_not(welcome(&late));
+    expect(&g, NULL, "{'return': {}, 'id': 1}");
+    go(&g);
+    go(&late);
+    while (n)
+        go(&idle[--n]);
+}
+
 /* Idle clients of the further socket do not lock the command out, and who is one too many is told so. */
 Test(qmp, idle_clients_leave_the_command_its_place)
 {
