@@ -38,11 +38,21 @@ static void flush(struct rp_qmp_client *c)
     }
 }
 
+/* What was sent makes room: a client that reads, but is always a little behind, never has all of it. */
+static void forget_sent(struct rp_qmp_client *c)
+{
+    memmove(c->out.data, c->out.data + c->out_sent, c->out.len - c->out_sent);
+    c->out.len -= c->out_sent;
+    c->out_sent = 0;
+}
+
 /* Queues one line and sends what the socket takes. A client that lets RP_QMP_OUTPUT_MAX pile up is dropped. */
 void rp_qmp_client_say(struct rp_qmp_client *c, const char *text)
 {
     if (c->closing)
         return;
+    if (c->out_sent > RP_QMP_OUTPUT_MAX)
+        forget_sent(c);
     rp_buf_put(&c->out, text, strlen(text));
     rp_buf_put(&c->out, "\r\n", 2);
     flush(c);

@@ -243,6 +243,26 @@ Test(qmp, a_client_that_does_not_read)
     go(&g);
 }
 
+/* One that reads what it is told, and is always some lines behind: the memory that it takes here is bounded, too. */
+Test(qmp, a_client_that_is_always_behind)
+{
+    static char line[60001], junk[sizeof(line) + 1];
+    int ends[2];
+    memset(line, 'x', sizeof(line) - 1);
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    struct rp_qmp_client c = {.fd = ends[0]};
+    while (c.out.len < 2 * sizeof(junk))
+        rp_qmp_client_say(&c, line);
+    for (unsigned i = 0; i < 200; i++) {
+        cr_assert_eq(recv(ends[1], junk, sizeof(junk), MSG_WAITALL), (ssize_t)sizeof(junk));
+        rp_qmp_client_say(&c, line);
+        cr_assert(!c.closing && c.out.len > c.out_sent, "it is not behind");
+        cr_assert_leq(c.out.len, 3 * RP_QMP_OUTPUT_MAX, "%zu bytes after %u lines", c.out.len, i);
+    }
+    rp_qmp_client_fini(&c);
+    close(ends[1]);
+}
+
 /* One that asks, does not read and hangs up without closing: it is let go, and its place is free for the next. */
 Test(qmp, clients_that_hang_up_leave_their_places)
 {
