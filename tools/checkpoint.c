@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct checkpoint_opts { bool pause, quit, json, quiet; };
@@ -62,9 +63,17 @@ static int target_of(const char *operand, char out[PATH_MAX + 8], struct rp_erro
     return 0;
 }
 
+/* What stands at a place; nothing: zeroes. */
+static struct stat what_is_at(const char *path)
+{
+    struct stat st = {0};
+    return lstat(path, &st) < 0 ? (struct stat){0} : st;
+}
+
 static int checkpoint(struct rp_client *c, const char *target, const struct checkpoint_opts *o, struct rp_error *err)
 {
     json_t *started = NULL;
+    struct stat before = what_is_at(target + 5), after;
     int rc = rp_client_call(c, "checkpoint", json_pack("{s:s, s:s}", "target", target, "then", o->quit ? "quit" : o->pause ? "pause" : "go-on"),
                             &started, err);
     if (rc < 0)
@@ -74,8 +83,9 @@ static int checkpoint(struct rp_client *c, const char *target, const struct chec
     rc = rp_client_wait_job(c, json_string_value(json_object_get(started, "job-id")), look, &p, &p.interrupted, err);
     if (p.shown)
         fputs("\r\033[K", stderr);
-    if (rc == -EPIPE && o->quit && access(target + 5, F_OK) == 0)
-        rc = 0;     /* it ended before the last look: that is what was asked for, and only a whole checkpoint gets its name */
+    after = what_is_at(target + 5);
+    if (rc == -EPIPE && o->quit && after.st_ino && (after.st_ino != before.st_ino || after.st_dev != before.st_dev))
+        rc = 0;     /* it ended before the last look: that is what was asked for, and only a whole checkpoint becomes another file there */
     double s = (double)(rp_clock_ns() - p.start_ns) / 1e9;
     json_int_t epoch = json_integer_value(json_object_get(started, "epoch"));
     if (rc == 0 && o->json)

@@ -6,6 +6,7 @@ needs /dev/kvm is skipped without, and so is what needs root; the lab scenario b
 """
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 DONE, FAILED, USAGE, NO_VM, HOST, REFUSED, DAMAGED = range(7)
 KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
@@ -71,9 +73,28 @@ def listening(path):
         server.bind(path)
         server.listen(1)
         try:
-            yield
+            yield server
         finally:
             os.unlink(path)
+
+
+@contextlib.contextmanager
+def answering(path, *answers):
+    """A VM that greets, gives one answer to each command, and is gone."""
+    def serve():
+        client, _ = server.accept()
+        with client:
+            client.sendall(b'{"QMP": {}}\r\n')
+            for answer in answers:
+                client.recv(4096)
+                client.sendall(json.dumps(answer).encode() + b"\r\n")
+            client.recv(4096)
+
+    with listening(path) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
 
 
 # A BEGIN record (docs/stream.md) of version 99, checksum and all: what nobody can read yet.
@@ -131,6 +152,10 @@ def cases(folder, guests, golden):
     yield Case("no VM at that place", NO_VM, 'no VM answers on /nowhere/x', "status", "/nowhere/x")
     yield Case("nobody to pause", NO_VM, 'no VM "nobody"', "pause", "nobody")
     yield Case("nobody to checkpoint", NO_VM, 'no VM "nobody"', "checkpoint", "nobody", f"file:{folder}/image")
+    old = folder / "old"
+    old.write_text("an older checkpoint")
+    yield Case("a VM that dies in a checkpoint over an older one", FAILED, 'VM "dies" closed the connection', "checkpoint", "dies", f"file:{old}", "--quit",
+               setup=lambda: answering(str(rt / "dies.sock"), {"return": {}}, {"return": {"job-id": "checkpoint-1", "epoch": 2}}))
     yield Case("a checkpoint that is not there", USAGE, "No such file", "restore", "file:/nowhere")
     yield Case("not a checkpoint", DAMAGED, "not an epoch stream", "restore", f"file:{text}")
     if golden:
