@@ -248,13 +248,18 @@ static void request_free(struct request *r)
     free(r);
 }
 
-static void answers_say(struct rp_qmp *q)
+static struct request *answers_take(struct rp_qmp *q)
 {
     pthread_mutex_lock(&q->lock);
     struct request *r = q->answers;
     q->answers = NULL;
     q->answers_end = &q->answers;
     pthread_mutex_unlock(&q->lock);
+    return r;
+}
+
+static void answers_say(struct rp_qmp *q, struct request *r)
+{
     while (r) {
         struct request *next = r->next;
         struct client *c = client_find(q, r->client);
@@ -312,8 +317,9 @@ static void *server_thread(void *arg)
         int n = epoll_wait(q->epoll_fd, ev, 16, end_ns ? 10 : -1);
         for (int i = 0; i < n; i++)
             on_epoll(q, &ev[i]);
-        events_say(q);      /* before the answers: an event that a command caused comes before its answer */
-        answers_say(q);
+        struct request *answers = answers_take(q);
+        events_say(q);      /* what a command caused is there when its answer is, and is said before it */
+        answers_say(q, answers);
         clients_settle(q);
         if (!end_ns && stopping(q))
             end_ns = rp_clock_ns() + DRAIN_NS;
