@@ -12,14 +12,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-/* Is what stands there a process id, or nothing? */
+/* Is what stands there a file, and in it a process id, or nothing? */
 static bool holds_pid(int fd)
 {
     char text[32];
+    struct stat st;
     ssize_t n = pread(fd, text, sizeof(text), 0);
-    bool pid = n >= 0 && n < (ssize_t)sizeof(text);
+    bool pid = n >= 0 && n < (ssize_t)sizeof(text) && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
     for (ssize_t i = 0; pid && i < n; i++)
         pid = isdigit((unsigned char)text[i]) || (text[i] == '\n' && i + 1 == n);
     return pid;
@@ -33,7 +35,7 @@ static int pidfile_write(const char *path, bool *ours, struct rp_error *err)
         return rp_error_exit(err, RP_EXIT_USAGE, errno, "--pidfile %s: %s", path, strerror(errno));
     if (!holds_pid(fd)) {
         close(fd);
-        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "--pidfile %s: is there and holds no process id; it is left alone, give another path", path);
+        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "--pidfile %s: is there and is no file with a process id; it is left alone, give another path", path);
     }
     *ours = true;
     int rc = ftruncate(fd, 0) < 0 ? rp_error_set(err, errno, "--pidfile %s: %s", path, strerror(errno)) :

@@ -2,6 +2,7 @@
 #include "tools/args.h"
 #include "tools/job.h"
 #include "tools/notify.h"
+#include "tools/process.h"
 #include "tools/sandbox.h"
 #include "tools/vm_options.h"
 
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -169,4 +171,29 @@ Test(sandbox, leaves_what_a_vm_needs_and_nothing_more)
     int status = 0;
     cr_assert(waitpid(child, &status, 0) == child);
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status 0x%x", (unsigned)status);
+}
+
+static int make_nothing(struct rp_vm *vm, struct rp_vm_options *o, void *ctx, struct rp_error *err)
+{
+    (void)vm, (void)o, (void)ctx, (void)err;
+    return 0;
+}
+
+/* A device is no place for a process id. What names it is left alone: for root that would be the device itself. */
+Test(process, a_pidfile_that_is_no_file)
+{
+    char folder[] = "/tmp/reprise-test-process-XXXXXX", pidfile[64];
+    struct rp_vm_options o = rp_vm_options_defaults;
+    struct rp_error err = {0};
+    struct stat st;
+    cr_assert(mkdtemp(folder) != NULL && setenv("REPRISE_RUNTIME_DIR", folder, 1) == 0);
+    snprintf(pidfile, sizeof(pidfile), "%s/pid", folder);
+    cr_assert_eq(symlink("/dev/null", pidfile), 0);
+    snprintf(o.machine.name, sizeof(o.machine.name), "vm");
+    o.pidfile = pidfile;
+    cr_assert_eq(rp_process_run(&o, make_nothing, NULL, &err), -EEXIST, "%s", err.text);
+    cr_assert(err.exit == RP_EXIT_USAGE && strstr(err.text, "left alone"), "%s", err.text);
+    cr_assert_eq(lstat(pidfile, &st), 0, "its name is gone");
+    unlink(pidfile);
+    rmdir(folder);
 }
