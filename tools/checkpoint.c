@@ -11,12 +11,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define END_NS 60000000000ull       /* for the VM to end, after --quit */
+
 struct checkpoint_opts { bool pause, quit, json, quiet; };
 
 #define AT(member) .kind = RP_OPT_FLAG, .offset = offsetof(struct checkpoint_opts, member)
 static const struct rp_opt checkpoint_options[] = {
     {.name = "pause", AT(pause), .help = "The VM stands still from the cut on, until it is resumed."},
-    {.name = "quit", AT(quit), .help = "The VM stands still from the cut on and ends once the checkpoint is safe."},
+    {.name = "quit", AT(quit), .help = "The VM stands still from the cut on and ends once the checkpoint is safe; that is waited for."},
     {.name = "json", AT(json), .help = "Print the result as JSON."},
     {.name = "quiet", AT(quiet), .help = "Show no progress."},
 };
@@ -84,8 +86,13 @@ static int checkpoint(struct rp_client *c, const char *target, const struct chec
     if (p.shown)
         fputs("\r\033[K", stderr);
     after = what_is_at(target + 5);
-    if (rc == -EPIPE && o->quit && after.st_ino && (after.st_ino != before.st_ino || after.st_dev != before.st_dev))
+    if (rc == 0 && o->quit) {
+        rp_client_timeout(c, END_NS);
+        if ((rc = rp_client_wait_end(c, err)) < 0)
+            rp_error_wrap(err, "the checkpoint is whole, and its VM has not ended");
+    } else if (rc == -EPIPE && o->quit && after.st_ino && (after.st_ino != before.st_ino || after.st_dev != before.st_dev)) {
         rc = 0;     /* it ended before the last look: that is what was asked for, and only a whole checkpoint becomes another file there */
+    }
     double s = (double)(rp_clock_ns() - p.start_ns) / 1e9;
     json_int_t epoch = json_integer_value(json_object_get(started, "epoch"));
     if (rc == 0 && o->json)

@@ -37,7 +37,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     const char *command = v == &rp_verb_pause ? "stop" : v == &rp_verb_resume ? "cont" : v == &rp_verb_reset ? "system_reset"
                         : v == &rp_verb_powerdown ? "system_powerdown" : "quit";
     bool wait = v == &rp_verb_quit || (v == &rp_verb_powerdown && o->wait);
-    return control(operands[0], command, wait, v->opts_size ? o->timeout_ns : 10000000000u, err);
+    return control(operands[0], command, wait, v->opts_size ? o->timeout_ns : control_defaults.timeout_ns, err);
 }
 
 #define ONE_VM .operands = "NAME", .min_operands = 1, .max_operands = 1, .run = run
@@ -46,6 +46,6 @@ const struct rp_verb rp_verb_pause = {.name = "pause", ONE_VM, .summary = "Stop 
 const struct rp_verb rp_verb_resume = {.name = "resume", ONE_VM, .summary = "Let a paused VM run."};
 const struct rp_verb rp_verb_reset = {.name = "reset", ONE_VM, .summary = "Reset a VM, as its reset button would."};
 const struct rp_verb rp_verb_quit = {.name = "quit", ONE_VM, .summary = "End a VM's process at once, without asking the guest.",
-    .details = "Returns once the process has closed its sockets."};
+    .details = "Returns once the VM has let go of its disks and interfaces."};
 const struct rp_verb rp_verb_powerdown = {.name = "powerdown", ONE_VM, .summary = "Press a VM's power button: the guest shuts down.",
     .groups = {RP_OPT_GROUP("Options", wait_options)}, .opts_size = sizeof(struct control_opts), .defaults = &control_defaults};

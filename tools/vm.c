@@ -238,9 +238,9 @@ void rp_vm_close(struct rp_vm *vm)
     if (vm->qmp_path[0])
         unlink(vm->qmp_path);
     unpair(vm);
-    rp_qmp_destroy(vm->qmp);
     if (vm->machine)
-        rp_machine_destroy(vm->machine);
+        rp_machine_destroy(vm->machine);    /* before clients are hung up on: who waits for the end may want its disks and interfaces */
+    rp_qmp_destroy(vm->qmp);
     rp_event_lines_destroy(vm->lines);
     rp_events_destroy(vm->events);
     if (vm->signal_fd >= 0)

@@ -4,11 +4,13 @@
 #include "tools/notify.h"
 #include "tools/process.h"
 #include "tools/sandbox.h"
+#include "tools/verbs.h"
 #include "tools/vm_options.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/ptrace.h>
@@ -196,4 +198,43 @@ Test(process, a_pidfile_that_is_no_file)
     cr_assert_eq(lstat(pidfile, &st), 0, "its name is gone");
     unlink(pidfile);
     rmdir(folder);
+}
+
+/* `reprise checkpoint PATH file:F --quit --quiet`, in a process of its own. */
+static pid_t checkpoint_and_quit(const char *path)
+{
+    pid_t child = fork();
+    if (child)
+        return child;
+    char verb[] = "checkpoint", quit[] = "--quit", quiet[] = "--quiet", *vm = strdup(path), file[] = "file:/nowhere/image";
+    char *argv[] = {verb, vm, file, quit, quiet, NULL}, **operands = NULL;
+    struct rp_error err = {0};
+    unsigned n = 0;
+    void *opts = calloc(1, rp_verb_checkpoint.opts_size);
+    int rc = rp_args_parse(&rp_verb_checkpoint, 5, argv, opts, &operands, &n, &err);
+    _exit(rc == 0 ? -rp_verb_checkpoint.run(&rp_verb_checkpoint, opts, n, operands, &err) : EXIT_FAILURE);
+}
+
+/* A VM that was to end after its checkpoint is waited for: what it uses is free when the command returns. */
+Test(checkpoint, quit_is_waited_for)
+{
+    static const char *const answers[] = {"{\"QMP\": {}}\r\n", "{\"return\": {}}\r\n", "{\"return\": {\"job-id\": \"one\", \"epoch\": 1}}\r\n",
+                                          "{\"return\": [{\"id\": \"one\", \"status\": \"concluded\"}]}\r\n"};
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    char asked[4096];
+    int server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), status = 0;
+    snprintf(at.sun_path, sizeof(at.sun_path), "/tmp/reprise-test-quit-%d", getpid());
+    cr_assert(bind(server, (struct sockaddr *)&at, sizeof(at)) == 0 && listen(server, 1) == 0);
+    pid_t child = checkpoint_and_quit(at.sun_path);
+    int vm = accept4(server, NULL, NULL, SOCK_CLOEXEC);
+    unlink(at.sun_path);
+    for (unsigned i = 0; i < sizeof(answers) / sizeof(answers[0]); i++) {
+        cr_assert(i == 0 || recv(vm, asked, sizeof(asked), 0) > 0);
+        cr_assert_eq(send(vm, answers[i], strlen(answers[i]), MSG_NOSIGNAL), (ssize_t)strlen(answers[i]));
+    }
+    struct pollfd p = {.fd = vm, .events = POLLIN};
+    cr_assert_eq(poll(&p, 1, 300), 0, "it returns before the VM has ended");
+    close(vm);
+    cr_assert(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+    close(server);
 }
