@@ -38,7 +38,7 @@ static int parse_then(void *field, char *value, struct rp_error *err)
 const struct rp_opt rp_fence_options[RP_FENCE_OPTIONS] = {
     {.name = "lease", .arg = "file:DIR|etcd:HOST:PORT|none", .kind = RP_OPT_STRING, AT(lease),
      .help = "Who may run the VM, kept on storage or in an etcd that both hosts reach (docs/lease.md). none: nothing keeps two instances apart."},
-    {.name = "lease-ttl", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(lease_ttl_ns),
+    {.name = "lease-ttl", .arg = "DURATION", .kind = RP_OPT_DURATION, AT(lease_ttl_ns), .min = 50000000u, .max = 3600000000000u,
      .help = "How long a holder that is not heard of keeps it; 2s unless given."},
     {.name = "key", .arg = "F", .kind = RP_OPT_STRING, AT(key_path),
      .help = "The pair's pre-shared key, 16 to 64 bytes, readable by its owner only. Without it whoever reaches the standby may speak."},

@@ -14,6 +14,24 @@ static uint64_t number(const json_t *args, const char *key, uint64_t otherwise)
     return v ? (uint64_t)json_integer_value(v) : otherwise;
 }
 
+/* What the command's options allow; 0: as if it were not given. */
+static const struct range { const char *key; json_int_t min, max; } ranges[] = {
+    {"lease-ttl-ms", 50, 3600000}, {"epoch-us", 100, 60000000}, {"latency-us", 100, 60000000}, {"cpu", 1, 10000}, {"streams", 1, RP_LANES_MAX},
+    {"heartbeat-ms", 1, 60000}, {"timeout-ms", 1, INT32_MAX},
+};
+
+/* Before a number is multiplied, or put where it does not fit. */
+static int check_ranges(const char *command, const json_t *args, struct rp_error *err)
+{
+    for (const struct range *r = ranges; r < ranges + sizeof(ranges) / sizeof(ranges[0]); r++) {
+        json_int_t n = json_integer_value(json_object_get(args, r->key));
+        if (n && (n < r->min || n > r->max))
+            return rp_error_exit(err, RP_EXIT_USAGE, ERANGE, "%s: %s %lld: out of range; between %lld and %lld can be had", command, r->key, (long long)n,
+                                 (long long)r->min, (long long)r->max);
+    }
+    return 0;
+}
+
 static const char *text(const json_t *args, const char *key)
 {
     return json_string_value(json_object_get(args, key));
@@ -30,6 +48,9 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
         .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 1),
         .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u, .capture = text(a, "capture"),
     };
+    int rc = check_ranges("protect", a, err);
+    if (rc < 0)
+        return rc;
     if (on_loss && strcmp(on_loss, "run") != 0 && strcmp(on_loss, "pause") != 0)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: on-loss \"%s\": not one of run, pause", on_loss);
     enum rp_capture_choice choice;
@@ -67,6 +88,9 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     const char *id = NULL;
+    int rc = check_ranges("failover", call->args, err);
+    if (rc < 0)
+        return rc;
     if (json_is_true(json_object_get(call->args, "force")))
         return vm->standby ? rp_standby_force(vm, err) : rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it runs here; \"force\" is for "
                                                                        "a standby whose primary is gone");
@@ -79,7 +103,7 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
     if (!f)
         return rp_error_set(err, ENOMEM, "out of memory");
     *f = (struct failover){vm, (int)number(call->args, "timeout-ms", 60000)};
-    int rc = rp_job_start(vm->jobs, &failover_kind, NULL, true, f, &id, err);
+    rc = rp_job_start(vm->jobs, &failover_kind, NULL, true, f, &id, err);
     if (rc < 0)
         return rc;
     json_t *st = rp_protection_query(vm);

@@ -3,6 +3,7 @@
 #include "tools/job.h"
 #include "tools/notify.h"
 #include "tools/process.h"
+#include "tools/qmp_tables.h"
 #include "tools/sandbox.h"
 #include "tools/verbs.h"
 #include "tools/vm_options.h"
@@ -237,4 +238,33 @@ Test(checkpoint, quit_is_waited_for)
     close(vm);
     cr_assert(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
     close(server);
+}
+
+/* A command of protection, run without a VM. */
+static int ask(const char *command, const char *args, struct rp_error *err)
+{
+    struct rp_qmp_table t = rp_qmp_protect_table();
+    struct rp_qmp_call call = {.args = json_loads(args, 0, NULL)};
+    unsigned i = 0;
+    while (i < t.n && strcmp(t.commands[i].name, command) != 0)
+        i++;
+    cr_assert(i < t.n && call.args, "%s %s", command, args);
+    int rc = t.commands[i].run(&call, err);
+    json_decref(call.args);
+    return rc;
+}
+
+/* A number that is too large for what it becomes is refused, not cut to what fits. */
+Test(protect, numbers_in_their_ranges)
+{
+    static const char *const args[] = {
+        "{\"uri\": \"unix:/x\", \"streams\": 4294967297}", "{\"uri\": \"unix:/x\", \"cpu\": 4294967296}",
+        "{\"uri\": \"unix:/x\", \"epoch-us\": 18446744073709552}", "{\"uri\": \"unix:/x\", \"latency-us\": 18446744073709552}",
+        "{\"uri\": \"unix:/x\", \"lease-ttl-ms\": 4294969296}", "{\"uri\": \"unix:/x\", \"heartbeat-ms\": 18446744073710}"};
+    struct rp_error err = {0};
+    for (unsigned i = 0; i < sizeof(args) / sizeof(args[0]); i++) {
+        cr_assert_eq(ask("protect", args[i], &err), -ERANGE, "%s: %s", args[i], err.text);
+        cr_assert(err.exit == RP_EXIT_USAGE && strstr(err.text, "out of range"), "%s", err.text);
+    }
+    cr_assert_eq(ask("failover", "{\"timeout-ms\": 4294967297}", &err), -ERANGE, "%s", err.text);
 }
