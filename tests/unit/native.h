@@ -49,6 +49,15 @@ static inline const struct rg_vcpu *guest_vcpu(struct rp_machine *m, unsigned i)
     return rp_ram_at(rp_machine_ram(m), rp_gpa(RG_VCPU_GPA(i)), sizeof(struct rg_vcpu));
 }
 
+/* How often the test cuts its guest: RP_CUTS, but not more than `most`; without it `otherwise`, which an emulated host bears, too. */
+static inline unsigned native_cuts(unsigned otherwise, unsigned most)
+{
+    const char *said = getenv("RP_CUTS");
+    unsigned long n = said ? strtoul(said, NULL, 10) : otherwise;
+
+    return n < most ? (unsigned)n : most;
+}
+
 /* Waits until the guest runs; fails the test when it fails or 10 s have passed. */
 static inline void wait_running(struct rp_machine *m)
 {

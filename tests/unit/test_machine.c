@@ -345,37 +345,30 @@ Test(machine, reasons_to_stand_still_are_a_set_and_the_administrators_travels, .
     rp_machine_destroy(m);
 }
 
-static void cycles(const char *guest, const char *cmdline, unsigned vcpus, int n)
+static void cycles(const char *guest, const char *cmdline, unsigned vcpus, unsigned n)
 {
     struct rp_machine *m = boot(guest, cmdline, vcpus, 24);   /* MiB: all of it is copied and compared at every cut */
 
-    for (int i = 1; i <= n; i++) {
+    for (unsigned i = 1; i <= n; i++) {
         for (unsigned v = 0; v < vcpus; v++)
             wait_beats(m, v, 2);
-        m = reenter(m, (uint64_t)i);
+        m = reenter(m, i);
     }
     for (unsigned v = 0; v < vcpus; v++)
         wait_beats(m, v, 2);
     rp_machine_destroy(m);
 }
 
-static int count(int brief)
-{
-    const char *s = getenv("CHECK_LONG");
-
-    return s ? 200 : brief;
-}
-
 Test(machine, is_cut_and_entered_again, .timeout = 1800)
 {
     need_kvm("dirtier");
-    cycles("dirtier", "ws=8M rate=4000", 1, count(10));
+    cycles("dirtier", "ws=8M rate=4000", 1, native_cuts(10, 200));
 }
 
 Test(machine, is_cut_and_entered_again_smp, .timeout = 1800)
 {
     need_kvm("dirtier");
-    cycles("dirtier", "ws=8M rate=4000 smp=2", 2, count(10));
+    cycles("dirtier", "ws=8M rate=4000 smp=2", 2, native_cuts(10, 200));
 }
 
 static uint8_t lapic_bit(const struct rp_vcpu_state *st, unsigned base, unsigned vector)
@@ -412,11 +405,11 @@ static void cut_among_interrupts(unsigned vcpus, const char *cmdline, unsigned d
 /* VCPU-4 */
 Test(machine, no_interrupt_between_vcpus_is_lost_at_a_cut, .timeout = 600)
 {
-    unsigned seed = (unsigned)getpid();
+    unsigned seed = (unsigned)getpid(), n = native_cuts(20, 200);
 
     need_kvm("ipis");
     printf("seed %u\n", seed);
-    for (int i = 0; i < count(20); i++)
+    for (unsigned i = 0; i < n; i++)
         cut_among_interrupts(i % 2 ? 4 : 2, i % 2 ? "smp=4 every=20us" : "smp=2 every=5us", (unsigned)rand_r(&seed) % 1500);
 }
 

@@ -3,13 +3,14 @@
  * are cut at random times; full RAM at cut N must equal base + deltas 1…N, with both dirty trackers.
  *
  * Between cuts pages are also harvested and copied while the guest runs, as early send does: what changes after such a
- * copy must come back. RP_SEED repeats a run, CHECK_LONG=1 makes thousands of cuts of the hundreds; RP_LINUX_KERNEL and
+ * copy must come back. RP_SEED repeats a run, RP_CUTS says how many cuts each test makes; RP_LINUX_KERNEL and
  * RP_LINUX_INITRD (the lab's) add a stock kernel, whose KVM clock and steal time are written by the host's kernel.
  */
 #include "tests/unit/native.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -38,11 +39,6 @@ static uint32_t rnd(struct run *r)
 {
     r->rnd = r->rnd * 1664525u + 1013904223u;
     return r->rnd >> 8;
-}
-
-static unsigned count(unsigned brief, unsigned full)
-{
-    return getenv("CHECK_LONG") ? full : brief;
 }
 
 /* --- the wire: ARP requests that the guest answers, and frames for nobody --- */
@@ -217,7 +213,7 @@ static void disk(struct rp_machine_config *cfg)
 static void native(const char *guest, const char *cmdline, unsigned vcpus, int tracker)
 {
     struct rp_machine_config cfg = native_config(guest, cmdline, vcpus, 24);
-    struct run r = {.cuts = count(150, 3000), .peer = -1};
+    struct run r = {.cuts = native_cuts(150, UINT_MAX), .peer = -1};
 
     need_kvm(guest);
     cfg.dirty = tracker;
@@ -253,7 +249,7 @@ static void linux_guest(int tracker)
     const char *kernel = getenv("RP_LINUX_KERNEL"), *initrd = getenv("RP_LINUX_INITRD");
     struct rp_machine_config cfg = native_config(NULL, "console=ttyS0 quiet mitigations=off random.trust_cpu=on mode=blk "
                                                  "ip=10.0.0.2/24 blk=-t,20,-d,4,-w", 2, 144);
-    struct run r = {.cuts = count(60, 2000)};
+    struct run r = {.cuts = native_cuts(150, UINT_MAX)};
 
     need_kvm(NULL);
     if (!kernel || !initrd)

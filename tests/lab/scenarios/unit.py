@@ -1,7 +1,7 @@
 """The unit and component tests, in a host: with a kernel that has RDMA and hardware KVM.
 
 tests=A,B: the names of the programs in build/tests/unit, as shell patterns; all of them unless given. filter=PATTERN: only
-the tests that match it (Criterion's SUITE/TEST). long=1: their long forms (CHECK_LONG). each=S: seconds per program (280).
+the tests that match it (Criterion's SUITE/TEST). cuts=N: RP_CUTS, how often a guest is cut. each=S: seconds per program (280).
 tap=DIR: where PROGRAM.tap with the result of each test is left.
 """
 import fnmatch
@@ -23,8 +23,8 @@ def run(lab):
     each = lab.word("each", 280)
     settings = {"RP_GUESTS": "/mnt/build/guests", "RP_LINUX_KERNEL": "/mnt/images/vmlinux",
                 "RP_LINUX_INITRD": "/mnt/images/guest-base.cpio", "RP_RDMA_ADDRESS": a.repl_address}
-    if lab.word("long", 0):
-        settings["CHECK_LONG"] = "1"
+    if lab.word("cuts", ""):
+        settings["RP_CUTS"] = lab.word("cuts", "")
     env = shlex.join(f"{name}={value}" for name, value in settings.items())
     tap = lab.word("tap", "")
     failed = []
