@@ -542,6 +542,9 @@ int rp_virtio_blk_open(const struct rp_device *d, const struct rp_disk_config *c
     disk->ctx = b;
     b->disk = disk;
     rp_virtio_offer(&b->v, features(disk->readonly, disk->can_zero, disk->can_discard));
+    if (disk->size_bytes % SECTOR)
+        rp_log(RP_LOG_WARN, "disk %s: its size is not a multiple of %u bytes: the guest cannot reach the last %u", b->path, SECTOR,
+               (unsigned)(disk->size_bytes % SECTOR));
     return 0;
 }
 
