@@ -283,6 +283,8 @@ void rp_vsock_from_guest(struct rp_vsock *v, const struct rp_vsock_hdr *h, const
     if (c) {
         c->guest_alloc = h->buf_alloc;
         c->guest_fwd = h->fwd_cnt;
+        if (c->readable)        /* every packet says how much room there is: bytes may wait for this one */
+            v->wake(v->ctx);
     }
     switch (h->op) {
     case VIRTIO_VSOCK_OP_REQUEST:
@@ -296,10 +298,7 @@ void rp_vsock_from_guest(struct rp_vsock *v, const struct rp_vsock_hdr *h, const
     case VIRTIO_VSOCK_OP_SHUTDOWN: take_shutdown(c, h->flags); break;
     case VIRTIO_VSOCK_OP_RW: take_data(c, h, payload); break;
     case VIRTIO_VSOCK_OP_CREDIT_REQUEST: say(c, SAY_CREDIT); break;
-    case VIRTIO_VSOCK_OP_CREDIT_UPDATE:         /* taken above; bytes may wait for it */
-        if (c->readable)
-            v->wake(v->ctx);
-        break;
+    case VIRTIO_VSOCK_OP_CREDIT_UPDATE: break;  /* taken above */
     default: end(c, true); break;
     }
 }

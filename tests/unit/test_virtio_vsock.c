@@ -73,6 +73,8 @@ TestSuite(vsock, .init = setup, .fini = teardown, .timeout = 60);
 
 struct packet { uint64_t src, dst; uint32_t sport, dport, len, flags, alloc, fwd; uint16_t type, op; const uint8_t *data; };
 
+static uint32_t taken;         /* bytes of the host's that the guest's program has read */
+
 static void post(uint16_t op, uint32_t sport, uint32_t dport, uint32_t flags, const void *data, uint32_t len)
 {
     uint8_t *p = drv_at(&drv, TX_AT);
@@ -88,7 +90,7 @@ static void post(uint16_t op, uint32_t sport, uint32_t dport, uint32_t flags, co
     rp_st16(p + 30, op);
     rp_st32(p + 32, flags);
     rp_st32(p + 36, 64u << 10);
-    rp_st32(p + 40, 0);
+    rp_st32(p + 40, taken);
     if (len)
         memcpy(p + HEADER, data, len);
     drv_post(&drv, TX, s, len ? 2 : 1);
@@ -309,6 +311,32 @@ Test(vsock, the_host_sends_no_more_than_the_guest_has_room_for)
         got += k.len;
     }
     cr_assert_eq(got, 64u << 10, "the guest said 64 KiB and took nothing yet");
+    close(fd);
+    close(listener);
+}
+
+/* A guest that answers has said in its answer what it has read, and need not say it once more. */
+Test(vsock, room_that_the_guest_tells_of_in_passing_is_used)
+{
+    struct packet k;
+    static uint8_t block[80u << 10];
+    char buf[4];
+    uint32_t got = 0;
+    int listener, fd = guest_connects(&listener);
+
+    cr_assert_eq(send(fd, block, sizeof(block), MSG_DONTWAIT), (ssize_t)sizeof(block));
+    while (got < 64u << 10) {
+        expect(VIRTIO_VSOCK_OP_RW, &k);
+        got += k.len;
+    }
+    cr_assert_not(next(&k, 50), "no room");
+    taken = got;
+    post(VIRTIO_VSOCK_OP_RW, 77, PORT, 0, "more", 4);
+    read_all(fd, buf, 4);
+    while (got < sizeof(block)) {
+        expect(VIRTIO_VSOCK_OP_RW, &k);
+        got += k.len;
+    }
     close(fd);
     close(listener);
 }
