@@ -106,6 +106,13 @@ static size_t input(void *ctx, const uint8_t *bytes, size_t len)
     return n;
 }
 
+/* What waits at the host comes only when it is asked for: whenever the receiver became empty, by whatever. */
+static void ask_for_more(struct serial *d)
+{
+    if (d->s.rx_len == 0)
+        rp_chardev_more(d->chr);
+}
+
 static uint8_t receive(struct serial *d)
 {
     uint8_t v = d->s.rx_len ? d->s.rx[0] : 0;
@@ -114,8 +121,7 @@ static uint8_t receive(struct serial *d)
         d->s.rx_len--;
         memmove(d->s.rx, d->s.rx + 1, d->s.rx_len);
     }
-    if (d->s.rx_len == 0)
-        rp_chardev_more(d->chr);
+    ask_for_more(d);
     return v;
 }
 
@@ -196,12 +202,14 @@ static void write_reg(struct serial *d, uint64_t off, uint8_t v)
         if ((v & FCR_CLEAR_RX) || ((v ^ d->s.fcr) & FCR_ENABLE))
             d->s.rx_len = 0;
         d->s.fcr = v & 0xc9;
+        ask_for_more(d);
         break;
     case 3:
         d->s.lcr = v;
         break;
     case 4:
         d->s.mcr = v & 0x1f;
+        ask_for_more(d);        /* in loopback nothing came */
         break;
     case 7:
         d->s.scr = v;
@@ -252,6 +260,12 @@ static void reset(void *dev)
     update(d);
 }
 
+/* After a reset, or with an epoch's state. */
+static void start(void *dev)
+{
+    ask_for_more(dev);
+}
+
 static void destroy(void *dev)
 {
     struct serial *d = dev;
@@ -261,7 +275,7 @@ static void destroy(void *dev)
     free(d);
 }
 
-static const struct rp_device_ops ops = {.save = save, .load = load, .reset = reset, .destroy = destroy};
+static const struct rp_device_ops ops = {.save = save, .load = load, .reset = reset, .start = start, .destroy = destroy};
 
 int rp_serial_create(struct rp_bus *pio, struct rp_irqs *irqs, struct rp_loop *loop, const struct rp_chardev_config *cfg,
                      struct rp_device *out, struct rp_error *err)

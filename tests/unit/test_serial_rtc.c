@@ -4,6 +4,9 @@
 #include "vmm/serial.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #define NS 1000000000ull
 #define COM1 0x3f8u
@@ -45,6 +48,58 @@ Test(serial, hostile_state_is_refused)
             rp_bus_access(&board.pio, COM1, &v, 1, true);
     }
     rp_sections_fini(&sections);
+}
+
+static uint8_t uart(uint8_t reg, bool write, uint8_t v)
+{
+    rp_bus_access(&board.pio, COM1 + reg, &v, 1, write);
+    return v;
+}
+
+/* `n` letters, typed before the guest looks. */
+static void type_ahead(int *terminal, unsigned n)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct rp_chardev_config cfg = {.kind = RP_SERIAL_UNIX, .path = a.sun_path};
+    struct rp_error err = {0};
+
+    snprintf(a.sun_path, sizeof(a.sun_path), "/tmp/serial-test-%d", (int)getpid());
+    board_make(&board, 16u << 20);
+    cr_assert_eq(rp_serial_create(&board.pio, NULL, board.loop, &cfg, &dev, &err), 0, "%s", err.text);
+    *terminal = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(*terminal, (struct sockaddr *)&a, sizeof(a)), 0);
+    for (unsigned i = 0; i < n; i++)
+        cr_assert_eq(write(*terminal, &(char){(char)('a' + i % 26)}, 1), 1);
+    while (rp_loop_turn(board.loop))
+        continue;
+}
+
+static bool there_is(void) { return uart(5, false, 0) & 1; }
+
+/* Linux empties the FIFO before it opens the port, and looks for itself in loopback: what comes after goes on coming. */
+Test(serial, input_goes_on_after_the_receiver_was_emptied, .timeout = 30)
+{
+    int terminal;
+    unsigned n = 0;
+
+    type_ahead(&terminal, 100);
+    uart(2, true, 0x07);                /* FIFOs on and empty */
+    cr_assert(there_is(), "nothing comes after the FIFO was emptied");
+    uart(2, true, 0x07);
+    cr_assert(there_is());
+    uart(4, true, 0x10);                /* loopback, with an empty FIFO */
+    uart(2, true, 0x03);
+    cr_assert_not(there_is());
+    uart(4, true, 0x0b);
+    cr_assert(there_is(), "nothing comes after loopback");
+    dev.ops->reset(dev.dev);
+    dev.ops->start(dev.dev);
+    cr_assert(there_is(), "nothing comes after a reset");
+    for (; there_is(); n++)
+        uart(0, false, 0);
+    cr_assert_gt(n, 40u);
+    close(terminal);
+    board_free_with(&board, &dev);
 }
 
 static uint8_t get(uint8_t reg)
