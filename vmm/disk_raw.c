@@ -29,6 +29,7 @@ struct raw {
     struct rp_loop *loop;
     bool reaping;
     bool through;           /* shared: a write is done when another host would see it after our death */
+    uint8_t *zeroes;        /* ZERO_CHUNK of them, NULL: not needed yet; what a request's scratch points to */
     char name[256];
 };
 
@@ -73,6 +74,14 @@ static void queue_sqe(struct raw *r, struct rp_disk_req *q)
     prepare(r, sqe, q);
 }
 
+/* One buffer for all requests: a guest may have thousands of them in flight. */
+static uint8_t *zeroes(struct raw *r)
+{
+    if (!r->zeroes)
+        r->zeroes = calloc(1, ZERO_CHUNK);
+    return r->zeroes;
+}
+
 static void raw_submit(struct rp_disk *d, struct rp_disk_req *q)
 {
     struct raw *r = (struct raw *)(void *)d;
@@ -80,7 +89,7 @@ static void raw_submit(struct rp_disk *d, struct rp_disk_req *q)
     q->progress = 0;
     q->scratch = NULL;
     if (r->through && q->op == RP_DISK_ZERO)    /* there is no fallocate that waits for the storage */
-        q->scratch = calloc(1, q->len_bytes < ZERO_CHUNK ? q->len_bytes : ZERO_CHUNK);
+        q->scratch = zeroes(r);
     if (r->through && q->op == RP_DISK_ZERO && !q->scratch) {
         q->next = d->failed;
         d->failed = q;
@@ -106,7 +115,7 @@ static bool advance(struct raw *r, struct rp_disk_req *q, int *rc)
     if (q->op == RP_DISK_ZERO && !q->scratch) {
         if (res != -EOPNOTSUPP && res != -ENOSYS)
             return true;
-        q->scratch = calloc(1, q->len_bytes < ZERO_CHUNK ? q->len_bytes : ZERO_CHUNK);
+        q->scratch = zeroes(r);
         if (!q->scratch) {
             *rc = -ENOMEM;
             return true;
@@ -145,7 +154,6 @@ static void reap(struct raw *r)
             io_uring_cqe_seen(&r->ring, cqe);
             if (!advance(r, q, &rc))
                 continue;
-            free(q->scratch);
             q->scratch = NULL;
             r->d.in_flight--;
             any = true;
@@ -273,6 +281,7 @@ static void raw_destroy(struct rp_disk *d)
     rp_loop_remove(r->loop, r->ring.ring_fd);
     io_uring_queue_exit(&r->ring);
     close(r->fd);
+    free(r->zeroes);
     free(r);
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -590,4 +591,50 @@ Test(blk, nbd_export, .timeout = 60)
     cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_IOERR, "the server is gone");
     cr_assert_eq(ask(VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_IOERR);
     unlink(sock);
+}
+
+static void count_done(struct rp_disk_req *r, int rc)
+{
+    cr_assert_eq(rc, 0, "%s", strerror(-rc));
+    r->buf = NULL;
+}
+
+/* INV-5: zeroing where it has to be written costs one buffer, however many requests a guest has in flight. */
+Test(raw, zeroing_many_ranges_at_once_takes_no_memory, .timeout = 60)
+{
+    enum { N = 200 };
+    static struct rp_disk_req r[N];
+    struct rp_disk_config cfg = {.path = NULL, .fd = -1, .shared = true};
+    struct rp_disk *d;
+    struct rp_error err = {0};
+    struct mallinfo2 was, is;
+    uint8_t byte = 0x5a;
+    int fd;
+
+    make_image();
+    board_make(&board, 4u << 20);
+    fd = open(image, O_WRONLY);
+    cr_assert_eq(pwrite(fd, &byte, 1, DISK_BYTES - 1), 1);
+    cfg.path = image;
+    cr_assert_eq(rp_disk_open(&cfg, board.loop, &d, &err), 0, "%s", err.text);
+    was = mallinfo2();
+    for (unsigned i = 0; i < N; i++) {
+        r[i] = (struct rp_disk_req){.op = RP_DISK_ZERO, .offset_bytes = i % 8 << 20, .len_bytes = 1u << 20, .done = count_done, .buf = &byte};
+        rp_disk_submit(d, &r[i]);
+    }
+    is = mallinfo2();
+    rp_disk_kick(d);
+    rp_disk_drain(d);
+    cr_assert_lt(is.uordblks + is.hblkhd, was.uordblks + was.hblkhd + (4u << 20));
+    for (unsigned i = 0; i < N; i++)
+        cr_assert_null(r[i].buf, "request %u is not done", i);
+    rp_disk_close(d);
+    close(fd);
+    fd = open(image, O_RDONLY);
+    cr_assert_eq(pread(fd, &byte, 1, DISK_BYTES - 1), 1);
+    cr_assert_eq(byte, 0);
+    close(fd);
+    board_free(&board);
+    unlink(image);
+    rmdir(dir);
 }
