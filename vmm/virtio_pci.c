@@ -168,12 +168,13 @@ static void write_status(struct rp_virtio *v, uint8_t status)
         device_reset(v);
         return;
     }
+    status |= was;      /* 2.1.1: a driver takes a bit back by a reset only; features that were agreed on stay as they are until then */
     if ((status & VIRTIO_CONFIG_S_FEATURES_OK) && !(was & VIRTIO_CONFIG_S_FEATURES_OK) &&
         ((v->driver_features & ~v->features) || !(v->driver_features & BIT(VIRTIO_F_VERSION_1))))
         status &= (uint8_t)~VIRTIO_CONFIG_S_FEATURES_OK;    /* VIRTIO-3 */
     if (!(status & VIRTIO_CONFIG_S_FEATURES_OK))
         status &= (uint8_t)~VIRTIO_CONFIG_S_DRIVER_OK;
-    v->status = status | (was & VIRTIO_CONFIG_S_NEEDS_RESET);
+    v->status = status;
     if ((v->status & VIRTIO_CONFIG_S_DRIVER_OK) && !(was & VIRTIO_CONFIG_S_DRIVER_OK)) {
         if (v->ops->driver_ok)
             v->ops->driver_ok(v->dev);
@@ -497,7 +498,7 @@ int rp_virtio_load(struct rp_virtio *v, const struct rp_virtio_state *s, struct 
     if (s->nqueues != v->nqueues)
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "%s in slot %u: the epoch has %u queues, this machine %u", v->name,
                              v->pci.slot, s->nqueues, v->nqueues);
-    if (s->driver_features & ~v->features)
+    if ((s->status & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK)) && (s->driver_features & ~v->features))
         return rp_error_exit(err, RP_EXIT_HOST, EBADMSG,
                              "%s in slot %u: its driver uses features 0x%llx that this host's backend does not offer", v->name,
                              v->pci.slot, (unsigned long long)(s->driver_features & ~v->features));

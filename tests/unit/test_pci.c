@@ -145,6 +145,38 @@ Test(pci, features_that_were_not_offered_do_not_stick)
     cr_assert_eq(drv_get_status(&d) & VIRTIO_CONFIG_S_DRIVER_OK, 0);
 }
 
+/* Virtio 1.2, 2.1.1: the driver must not clear a status bit. One that does has no other features in the middle of its work. */
+Test(pci, what_was_agreed_on_stays_until_a_reset)
+{
+    struct drv d;
+    uint8_t running;
+
+    drv_up(&d, &board, 3, 1ull << 5);
+    running = drv_get_status(&d);
+    drv_status(&d, VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
+    mmio_set(&board, d.common + VIRTIO_PCI_COMMON_GFSELECT, 4, 0);
+    mmio_set(&board, d.common + VIRTIO_PCI_COMMON_GF, 4, 0);
+    cr_assert_eq(probe.v.driver_features, 1ull << 5 | 1ull << VIRTIO_F_VERSION_1);
+    cr_assert_eq(drv_get_status(&d), running);
+    drv_status(&d, 0);
+    cr_assert_eq(drv_get_status(&d), 0);
+}
+
+/* A driver may write what it likes until it asks for FEATURES_OK, and a cut can come then. */
+Test(pci, features_that_were_never_agreed_on_travel)
+{
+    static struct rp_virtio_state s;
+    struct rp_error err = {0};
+    struct drv d;
+
+    drv_find(&d, &board, 3);
+    cr_assert_not(drv_negotiate(&d, ~0ull));
+    rp_virtio_save(&probe.v, &s);
+    cr_assert_eq(rp_virtio_load(&probe.v, &s, &err), 0, "%s", err.text);
+    s.status |= VIRTIO_CONFIG_S_DRIVER_OK;
+    cr_assert_eq(rp_virtio_load(&probe.v, &s, &err), -EBADMSG, "VIRTIO-3");
+}
+
 Test(pci, driver_comes_up_and_kicks_reach_the_device)
 {
     struct drv d;
