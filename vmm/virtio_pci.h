@@ -59,6 +59,7 @@ struct rp_virtio {
     bool running;                   /* between start and stop */
     bool entered;                   /* from an epoch, and not started since */
     uint32_t cfg_cap;               /* PCI configuration access capability */
+    uint64_t said_ns;               /* when it was last said that it is broken; 0: never */
     uint64_t notify_at;             /* where ioeventfds are registered, 0: nowhere */
     unsigned nqueues;
     struct rp_virtio_queue {
@@ -102,7 +103,7 @@ void rp_virtio_publish(struct rp_virtio *v, unsigned queue);
 void rp_virtio_again(struct rp_virtio *v, unsigned queue);
 /* The device's configuration changed: generation and interrupt. */
 void rp_virtio_config_changed(struct rp_virtio *v);
-/* The guest's rings or requests make no sense: NEEDS_RESET, with an event and a log line. */
+/* The guest's rings or requests make no sense: NEEDS_RESET, with an event and a log line, once a second at most. */
 void rp_virtio_fail(struct rp_virtio *v, unsigned queue, const struct rp_error *why);
 
 /* --- the common part of struct rp_device_ops --- */

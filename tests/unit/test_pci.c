@@ -208,6 +208,28 @@ Test(pci, a_queue_outside_ram_needs_reset)
     cr_assert_eq(drv_get_status(&d), 0);
 }
 
+/* INV-7: what happened to the VM is not the guest's to push out of its history. */
+Test(pci, a_device_that_is_broken_again_and_again_leaves_the_history)
+{
+    struct rp_events *events;
+    struct drv d;
+
+    cr_assert_eq(rp_events_create(256, &events), 0);
+    rp_events_emit(events, 1, "TAKEOVER", "{}");
+    probe.v.env.events = events;
+    drv_find(&d, &board, 3);
+    for (unsigned i = 0; i < 1000; i++) {
+        cr_assert(drv_negotiate(&d, 0));
+        mmio_set(&board, d.common + VIRTIO_PCI_COMMON_Q_DESCLO, 4, 0xfffff000);
+        mmio_set(&board, d.common + VIRTIO_PCI_COMMON_Q_ENABLE, 2, 1);
+        cr_assert(drv_get_status(&d) & VIRTIO_CONFIG_S_NEEDS_RESET);
+    }
+    cr_assert_geq(rp_events_count(events), 2u, "it is said");
+    cr_assert_lt(rp_events_count(events), 256u);
+    probe.v.env.events = NULL;
+    rp_events_destroy(events);
+}
+
 Test(pci, configuration_access_capability_reads_the_bar)
 {
     uint32_t cap = cfg_get(&board, 3, PCI_CAPABILITY_LIST, 1);
