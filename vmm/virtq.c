@@ -37,6 +37,12 @@ static uint64_t used_bytes(uint16_t size) { return 4 + (uint64_t)USED_BYTES * si
 static uint8_t *used_event(const struct rp_virtq *q) { return q->avail + 4 + 2u * q->s.size; }
 static uint8_t *avail_event(const struct rp_virtq *q) { return q->used + 4 + USED_BYTES * q->s.size; }
 
+/* The device's part of the ring was written. */
+static void mark(struct rp_virtq *q, const uint8_t *at, uint64_t len)
+{
+    rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa + (uint64_t)(at - q->used)), len);
+}
+
 void rp_virtq_reset(struct rp_virtq *q)
 {
     q->s = (struct rp_virtq_state){.size = q->size_max, .vector = RP_VIRTQ_NO_VECTOR};
@@ -198,6 +204,7 @@ void rp_virtq_push(struct rp_virtq *q, uint16_t head, uint32_t len)
 
     rp_st32(e, head);
     rp_st32(e + 4, len);
+    mark(q, e, USED_BYTES);     /* now: what is broken before it publishes was written to all the same */
     q->s.used_idx++;
 }
 
@@ -210,7 +217,7 @@ bool rp_virtq_publish(struct rp_virtq *q)
     atomic_thread_fence(memory_order_release);  /* entries before the index; pairs with the driver's read barrier */
     guest_st16(q->used + 2, now);
     q->published = now;
-    rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
+    mark(q, q->used + 2, 2);
     atomic_thread_fence(memory_order_seq_cst);  /* index before used_event / flags are read: the driver does the reverse */
     q->s.signalled = now;
     if (q->event_idx)
@@ -221,12 +228,10 @@ bool rp_virtq_publish(struct rp_virtq *q)
 bool rp_virtq_want_kick_beyond(struct rp_virtq *q, uint16_t n)
 {
     uint16_t at = (uint16_t)(q->s.avail_idx + n);
+    uint8_t *wish = q->event_idx ? avail_event(q) : q->used;
 
-    if (q->event_idx)
-        guest_st16(avail_event(q), at);
-    else
-        guest_st16(q->used, 0);
-    rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
+    guest_st16(wish, q->event_idx ? at : 0);
+    mark(q, wish, 2);
     atomic_thread_fence(memory_order_seq_cst);  /* the wish before the look; the driver does the reverse */
     return guest_ld16(q->avail + 2) != at;
 }
@@ -237,7 +242,7 @@ bool rp_virtq_want_kicks(struct rp_virtq *q, bool want)
         return rp_virtq_want_kick_beyond(q, 0);
     if (!q->event_idx) {    /* with event indexes the old avail_event is behind us: no kick until it is moved */
         guest_st16(q->used, VRING_USED_F_NO_NOTIFY);
-        rp_ram_dirty(q->ram, rp_gpa(q->s.used_gpa), used_bytes(q->s.size));
+        mark(q, q->used, 2);
     }
     return false;
 }

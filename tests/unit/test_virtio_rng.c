@@ -54,6 +54,20 @@ Test(rng, fills_buffers_with_different_bytes_and_marks_them)
     cr_assert_eq(p[64], 0, "beyond the buffer");
 }
 
+/* Answers that a broken device never publishes are in RAM all the same: whoever copies RAM has to know. */
+Test(rng, what_was_written_before_it_broke_is_marked)
+{
+    struct seg good = {BUF, 64, true}, bad = {BUF, 64, false};
+
+    rp_ram_track(&board.ram, true);
+    drv_post(&drv, 0, &good, 1);
+    drv_post(&drv, 0, &bad, 1);
+    drv_kick(&drv, 0);
+    cr_assert(drv_broken(&drv, WAIT_MS));
+    cr_assert_eq(rp_ld32((uint8_t *)drv_at(&drv, drv.q[0].used) + 8), 64u, "the first was answered");
+    cr_assert(rp_pageset_test(&board.ram.device_dirty, drv.q[0].used >> 12));
+}
+
 Test(rng, many_requests_are_all_answered)
 {
     uint32_t head, len;
