@@ -25,6 +25,7 @@ unit_SRCS += tests/unit/test_stream.c
 unit_SRCS += tests/unit/test_image.c
 unit_SRCS += tests/unit/test_sink_fd.c
 # vmm: PCI, virtio and the output gate
+unit_SRCS += tests/unit/test_loop.c
 unit_SRCS += tests/unit/test_virtq.c
 unit_SRCS += tests/unit/test_pci.c
 unit_SRCS += tests/unit/test_virtio_blk.c

@@ -175,7 +175,7 @@ int rp_disks_storage(struct rp_disks *d, bool hold, struct rp_error *err)
 {
     int rc = 0;
 
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     d->given_up = !hold;
     for (struct rp_guard *g = d->guards; g && rc == 0; g = g->next) {
         if (!g->shared)
@@ -185,7 +185,7 @@ int rp_disks_storage(struct rp_disks *d, bool hold, struct rp_error *err)
         rc = rp_disk_lock(g->lower, hold, err);
     }
     retry_all(d);
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     return rc;
 }
 
@@ -271,7 +271,7 @@ int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint
 
     if (rc < 0)
         return rc;
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     rc = rp_disks_copy_ready(d, err);
     if (rc == 0) {
         rp_buf_reset(&d->log);
@@ -281,7 +281,7 @@ int rp_disks_start(struct rp_disks *d, const struct rp_disk_run *run, const uint
         d->steady = d->told = false;
         d->epoch = 0;
     }
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     return rc;
 }
 
@@ -289,7 +289,7 @@ void rp_disks_stop(struct rp_disks *d)
 {
     const struct rp_epoch_blocks *b;
 
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     rp_disks_take_released(d);
     rp_disks_copy_end(d);
     /* Not the newest epoch released: one without writes leaves no trace at a standby that is started anew. */
@@ -305,7 +305,7 @@ void rp_disks_stop(struct rp_disks *d)
     d->log.failed = false;
     d->keeping = d->steady = false;
     retry_all(d);
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
 }
 
 void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
@@ -315,12 +315,12 @@ void rp_disks_progress(struct rp_disks *d, struct rp_disk_progress *out)
     *out = (struct rp_disk_progress){0};
     if (d->ndisks == 0)     /* constant by now; asked before every cut */
         return;
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next))
         left += g->lacking * RP_DISKS_BLOCK_BYTES;
     *out = (struct rp_disk_progress){.sync_bytes = d->sync_bytes, .done_bytes = d->sync_bytes > left ? d->sync_bytes - left : 0,
                                       .equal_bytes = d->equal_bytes, .pressed = pressed(d)};
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
 }
 
 void rp_disks_ended(struct rp_disks *d)

@@ -1,5 +1,6 @@
 /* The copy of a machine's private disks that a standby gets: what it lacks, and the pieces that bring it. See disks.h. */
 #include "vmm/disks_internal.h"
+#include "vmm/loop.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -132,9 +133,9 @@ static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, ui
     d->piece_to = from + len;
     while (rp_guard_busy(g, d->piece_from, d->piece_to))
         pthread_cond_wait(&d->quiet, d->lock);
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     rc = g->lower->ops->read_now(g->lower, d->buf, len, from);
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     d->piece = NULL;
     if (rc < 0)
         rp_error_set(err, rc, "disk %s: cannot be read at %llu to be copied: %s", g->path, (unsigned long long)from, strerror(-rc));
@@ -148,10 +149,10 @@ static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, ui
     }
     if (rc < 0)
         return rc;
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     equal = equal_blocks(&g->sums, from, d->buf, len);
     put_piece(g, out, from, d->buf, len, equal);
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     d->equal_bytes += (unsigned)__builtin_popcount(equal) * (uint64_t)RP_DISKS_BLOCK_BYTES;
     return out->failed ? rp_error_set(err, ENOMEM, "no memory for a disk's copy") : 0;
 }
@@ -190,7 +191,7 @@ int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, stru
     uint64_t equal;
     int rc, more;
 
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     rp_disks_take_released(d);
     equal = d->equal_bytes;
     rc = rp_disks_take_log(d, out, err);
@@ -198,7 +199,7 @@ int rp_disks_pull(struct rp_disks *d, struct rp_buf *out, size_t max_bytes, stru
     while (rc == 0 && out->len + (d->equal_bytes - equal) < max_bytes && (g = lacking_guard(d)))
         rc = copy_piece(d, g, out, err);
     more = lacking_guard(d) != NULL;
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     if (!more)
         rp_disks_copy_end(d);
     return rc < 0 ? rc : more;
@@ -227,13 +228,13 @@ bool rp_disks_whole(struct rp_disks *d, const struct rp_disk_base *have, uint64_
 {
     bool any = false;
 
-    pthread_mutex_lock(d->lock);
+    rp_loop_lock(d->loop);
     for (struct rp_guard *g = rp_disks_private(d->guards); g; g = rp_disks_private(g->next)) {
         size_bytes[g->number] = g->lower->size_bytes;
         any = true;
     }
     any = any && !builds_upon(d, have);
-    pthread_mutex_unlock(d->lock);
+    rp_loop_unlock(d->loop);
     return any;
 }
 

@@ -10,6 +10,7 @@
 #include "core/thread.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include <unistd.h>
 
 #define BATCH 64
+#define OTHERS_NS 1000000u  /* that others have at most, to take the lock between two batches */
 
 struct watch {
     int fd;             /* -1: dead */
@@ -43,6 +45,7 @@ struct rp_loop {
     struct rp_timer *timers;
     pthread_t thread;
     bool started;               /* control thread */
+    _Atomic unsigned asked, had;    /* rp_loop_lock: how often the lock was waited for; how often it was had then */
     _Atomic bool stop;          /* set by rp_loop_stop, then stopfd; read by the thread */
 };
 
@@ -156,6 +159,33 @@ static void run_batch(struct rp_loop *l, const struct epoll_event *ev, int n)
     pthread_mutex_unlock(l->lock);
 }
 
+void rp_loop_lock(struct rp_loop *l)
+{
+    if (pthread_mutex_trylock(l->lock) == 0)
+        return;
+    atomic_fetch_add(&l->asked, 1);
+    pthread_mutex_lock(l->lock);
+    atomic_fetch_add(&l->had, 1);
+}
+
+void rp_loop_unlock(struct rp_loop *l)
+{
+    pthread_mutex_unlock(l->lock);
+}
+
+/* Who has asked until now comes first; who asks meanwhile waits for the next time. */
+static void let_others(struct rp_loop *l)
+{
+    unsigned asked = atomic_load(&l->asked);
+    uint64_t until;
+
+    if (atomic_load(&l->had) == asked)
+        return;
+    until = rp_clock_ns() + OTHERS_NS;
+    while ((int)(asked - atomic_load(&l->had)) > 0 && rp_clock_ns() < until)
+        sched_yield();
+}
+
 static void *loop_main(void *arg)
 {
     struct rp_loop *l = arg;
@@ -163,8 +193,10 @@ static void *loop_main(void *arg)
 
     while (!atomic_load(&l->stop)) {
         int n = epoll_wait(l->epfd, ev, BATCH, -1);
-        if (n > 0 && !atomic_load(&l->stop))
+        if (n > 0 && !atomic_load(&l->stop)) {
+            let_others(l);
             run_batch(l, ev, n);
+        }
     }
     return NULL;
 }

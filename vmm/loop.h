@@ -19,6 +19,10 @@ int rp_loop_create(pthread_mutex_t *lock, struct rp_loop **out, struct rp_error 
 void rp_loop_destroy(struct rp_loop *l);                /* after rp_loop_stop */
 int rp_loop_start(struct rp_loop *l, struct rp_error *err) RP_MUST_CHECK;   /* starts the thread "io" */
 void rp_loop_stop(struct rp_loop *l);                   /* flag + eventfd, join */
+/* The machine lock for another thread than the loop's. The loop's thread takes it again within a microsecond of giving it up, long before
+ * who waits for it has woken: so it waits for those who asked this way, a moment at most, before its next batch. */
+void rp_loop_lock(struct rp_loop *l);
+void rp_loop_unlock(struct rp_loop *l);
 /* Instead of the thread (fuzzers: one input after the other, no races): runs what is ready now; false when nothing was. */
 bool rp_loop_turn(struct rp_loop *l);
 

@@ -40,11 +40,11 @@ void rp_machine_stand_still(struct rp_machine *m, bool save)
     if (!m->running)
         return;
     m->running = false;
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     for (unsigned i = 0; i < m->ndevices; i++)
         if (m->devices[i].ops->stop)
             m->devices[i].ops->stop(m->devices[i].dev);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
 }
 
 /* Tells the guest's watchdogs that it was stopped: they restart their clocks instead of crying lockup. */
@@ -58,7 +58,7 @@ void rp_machine_run(struct rp_machine *m)
 {
     if (m->running || m->cut || atomic_load(&m->state) != RP_VM_RUNNING)
         return;
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     for (unsigned i = 0; i < m->ndevices; i++)
         if (m->devices[i].ops->start)
             m->devices[i].ops->start(m->devices[i].dev);
@@ -67,7 +67,7 @@ void rp_machine_run(struct rp_machine *m)
         if (m->devices[i].ops->announce)
             m->devices[i].ops->announce(m->devices[i].dev);
     m->announce_due = false;
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     m->running = true;
     rp_vcpus_go(m->vcpus);
 }
@@ -118,9 +118,9 @@ static void serve_asks(struct rp_machine *m, unsigned asks)
 
     if (asks & RP_ASK_FAILED) {
         pthread_mutex_lock(&m->control);
-        pthread_mutex_lock(&m->lock);
+        rp_loop_lock(m->loop);
         memcpy(why, m->ask_text, sizeof why);
-        pthread_mutex_unlock(&m->lock);
+        rp_loop_unlock(m->loop);
         end_failed(m, why);
         pthread_mutex_unlock(&m->control);
     } else if (asks & RP_ASK_OFF) {
@@ -263,9 +263,9 @@ unsigned rp_machine_paused(const struct rp_machine *m)
 
 void rp_machine_powerdown(struct rp_machine *m)
 {
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     rp_power_button(m->power);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     rp_events_emit(m->events, m->newest_epoch, "POWERDOWN", "{}");
 }
 
@@ -308,12 +308,12 @@ static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
     } else {
         if (m->started)
             rp_machine_stand_still(m, false);
-        pthread_mutex_lock(&m->lock);
+        rp_loop_lock(m->loop);
         atomic_store(&m->serving, 0);   /* before it runs, and asks for the next */
         rc = rp_machine_power_on(m, err);
         if (rc == 0)
             rc = rp_machine_boot(m, err);
-        pthread_mutex_unlock(&m->lock);
+        rp_loop_unlock(m->loop);
         rp_vcpus_revive(m->vcpus);
         rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"guest\":%s,\"reason\":\"%s\",\"ok\":%s}", guest ? "true" : "false",
                        guest ? "guest-reset" : "host-qmp-system-reset", rc == 0 ? "true" : "false");
@@ -482,12 +482,12 @@ int rp_machine_open_disks(struct rp_machine *m, struct rp_error *err)
 {
     int rc = 0;
 
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     for (unsigned i = 0; i < m->cfg.ndisks && rc == 0; i++) {
         m->cfg.disks[i].take = true;
         rc = rp_virtio_blk_open(&m->devices[m->disk_at[i]], &m->cfg.disks[i], err);
     }
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     return rc;
 }
 
@@ -495,10 +495,10 @@ unsigned rp_machine_disks(struct rp_machine *m, struct rp_disk_info *out, unsign
 {
     unsigned n = m->cfg.ndisks < max ? m->cfg.ndisks : max;
 
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     for (unsigned i = 0; i < n; i++)
         rp_virtio_blk_info(&m->devices[m->disk_at[i]], &out[i]);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     return n;
 }
 
@@ -511,10 +511,10 @@ unsigned rp_machine_nics(struct rp_machine *m, struct rp_nic_info *out, unsigned
 {
     unsigned n = m->cfg.nnics < max ? m->cfg.nnics : max;
 
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     for (unsigned i = 0; i < n; i++)
         rp_virtio_net_info(&m->devices[m->nic_at[i]], &out[i]);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     return n;
 }
 
@@ -532,9 +532,9 @@ int rp_machine_balloon(struct rp_machine *m, struct rp_balloon_info *out, struct
     bool driven = false;
 
     if (d) {
-        pthread_mutex_lock(&m->lock);
+        rp_loop_lock(m->loop);
         driven = rp_virtio_balloon_info(d, out);
-        pthread_mutex_unlock(&m->lock);
+        rp_loop_unlock(m->loop);
     }
     return driven ? 0 : rp_error_set(err, ENODEV, d ? "the guest does not drive its balloon" : "the VM has no balloon (--balloon on)");
 }
@@ -546,8 +546,8 @@ int rp_machine_balloon_set(struct rp_machine *m, uint64_t ram_bytes, struct rp_e
 
     if (rc < 0)
         return rc;
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     rp_virtio_balloon_target(balloon(m), ram_bytes);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     return 0;
 }

@@ -181,7 +181,7 @@ static void on_ring_full(void *ctx, unsigned vcpu)
 static int make_vcpus(struct rp_machine *m, struct rp_error *err)
 {
     struct rp_vcpus_config c = {
-        .kvmfd = m->kvmfd, .vmfd = m->vmfd, .n = m->cfg.vcpus, .pio = &m->pio, .mmio = &m->mmio, .lock = &m->lock,
+        .kvmfd = m->kvmfd, .vmfd = m->vmfd, .n = m->cfg.vcpus, .pio = &m->pio, .mmio = &m->mmio, .loop = m->loop,
         .ops = {.ctx = m, .shutdown = on_shutdown, .failed = on_failed, .ring_full = on_ring_full}};
     int rc = rp_cpuid_host(m->kvmfd, m->cfg.vcpus, &m->st.cpuid, err);
 
@@ -339,9 +339,9 @@ static int make(struct rp_machine *m, const struct rp_machine_config *cfg, struc
     if (rc == 0)
         rc = rp_machine_add(m, &chips[1], err);
     if (rc == 0)
-        rc = make_vcpus(m, err);
-    if (rc == 0)
         rc = rp_loop_create(&m->lock, &m->loop, err);
+    if (rc == 0)
+        rc = make_vcpus(m, err);
     if (rc == 0)
         rc = rp_irqs_create(m->vmfd, &m->irqs, err);
     if (rc == 0)

@@ -378,13 +378,13 @@ int rp_machine_rehearse(struct rp_machine *m, const struct rp_sections *s, struc
     if (!own)
         return rp_error_set(err, ENOMEM, "machine: out of memory");
     pthread_mutex_lock(&m->control);
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     *own = m->st;
     rc = enter_sections(m, s, true, err);
     if (rc == 0)
         rc = rp_machine_power_on(m, err);   /* no timer of the guest's is left running */
     m->st = *own;
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     pthread_mutex_unlock(&m->control);
     free(own);
     return rc;
@@ -399,13 +399,13 @@ int rp_machine_enter(struct rp_machine *m, const struct rp_sections *s, const st
     pthread_mutex_lock(&m->control);
     if (atomic_load(&m->state) != RP_VM_CREATED && atomic_load(&m->state) != RP_VM_PAUSED)
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM runs: an epoch is entered by one that stands still");
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     if (rc == 0)
         rc = enter_sections(m, s, false, err);
     if (rc == 0 && moved)
         rp_vmgenid_renew(m->vmgenid);
     m->announce_due = rc == 0 && moved;
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     if (rc == 0) {
         if (m->events && rp_sections_find(s, "history", 0, &sec))
             rc = rp_events_load(m->events, &sec, err);

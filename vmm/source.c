@@ -48,17 +48,17 @@ static void keep(struct rp_source *s, bool on)
 {
     struct rp_machine *m = machine_of(s);
 
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     rp_ram_keep(m->ram, on);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
 }
 
 static void uncut(struct rp_machine *m)
 {
     m->cut = false;
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     rp_disks_resume(m->disks);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     pthread_cond_broadcast(&m->uncut);
     rp_machine_run(m);
 }
@@ -92,7 +92,7 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
     m->cut = true;
     c->pause_start_ns = rp_clock_ns();
     rp_machine_stand_still(m, true);
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     c->wall_ns = rp_wall_ns();
     rc = rp_machine_save(m, c->sections, &c->guest_ns, err);
     if (rc == 0)
@@ -103,7 +103,7 @@ static int cut(struct rp_source *s, struct rp_cut *c, struct rp_error *err)
         rc = rp_disks_cut(m->disks, c->epoch, c->disk, err);
     if (rc == 0)
         rp_gate_cut(m->gate, c->epoch);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     if (rc == 0)
         m->newest_epoch = c->epoch;
     else

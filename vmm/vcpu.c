@@ -42,19 +42,19 @@ static void serve_io(struct rp_vcpu *v)
     struct kvm_run *r = v->run;
     uint8_t *data = (uint8_t *)r + r->io.data_offset;
 
-    pthread_mutex_lock(v->gang->cfg.lock);
+    rp_loop_lock(v->gang->cfg.loop);
     for (uint32_t i = 0; i < r->io.count; i++, data += r->io.size)
         rp_bus_access(v->gang->cfg.pio, r->io.port, data, r->io.size, r->io.direction == KVM_EXIT_IO_OUT);
-    pthread_mutex_unlock(v->gang->cfg.lock);
+    rp_loop_unlock(v->gang->cfg.loop);
 }
 
 static void serve_mmio(struct rp_vcpu *v)
 {
     struct kvm_run *r = v->run;
 
-    pthread_mutex_lock(v->gang->cfg.lock);
+    rp_loop_lock(v->gang->cfg.loop);
     rp_bus_access(v->gang->cfg.mmio, r->mmio.phys_addr, r->mmio.data, r->mmio.len, r->mmio.is_write);
-    pthread_mutex_unlock(v->gang->cfg.lock);
+    rp_loop_unlock(v->gang->cfg.loop);
 }
 
 static void end(struct rp_vcpu *v)

@@ -28,6 +28,7 @@
 
 #include "core/error.h"
 #include "vmm/bus.h"
+#include "vmm/loop.h"
 
 #include <linux/kvm.h>
 #include <pthread.h>
@@ -67,7 +68,7 @@ struct rp_vcpus_config {
     int kvmfd, vmfd;            /* borrowed */
     unsigned n;
     struct rp_bus *pio, *mmio;
-    pthread_mutex_t *lock;      /* the machine lock */
+    struct rp_loop *loop;       /* has the machine lock */
     struct rp_vcpu_ops ops;
 };
 

@@ -1,0 +1,56 @@
+/* The io thread and those who want its lock. */
+#include "core/clock.h"
+#include "vmm/loop.h"
+
+#include <criterion/criterion.h>
+#include <stdatomic.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define TURN_NS 1000000u
+#define TIMES 1000u
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct rp_loop *loop;
+static int fd;
+static _Atomic unsigned turns;
+
+/* A device that never has done all its work, which is calls into the kernel. */
+static void busy(void *ctx, uint32_t events)
+{
+    uint64_t until = rp_clock_ns() + TURN_NS;
+
+    (void)ctx;
+    (void)events;
+    while (rp_clock_ns() < until)
+        for (unsigned i = 0; i < 50; i++)
+            (void)!lseek(fd, 0, SEEK_CUR);
+    atomic_fetch_add(&turns, 1);
+    (void)eventfd_write(fd, 1);
+}
+
+/* A cut waits for the turn that goes on, not for the end of all work. */
+Test(loop, who_asks_for_the_lock_has_it_after_the_turn, .timeout = 120)
+{
+    struct rp_error err = {0};
+    unsigned waited = 0;
+
+    cr_assert_eq(rp_loop_create(&lock, &loop, &err), 0, "%s", err.text);
+    fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    cr_assert_eq(rp_loop_add(loop, fd, EPOLLIN | EPOLLET, busy, NULL), 0);
+    cr_assert_eq(eventfd_write(fd, 1), 0);
+    cr_assert_eq(rp_loop_start(loop, &err), 0, "%s", err.text);
+    for (unsigned i = 0; i < TIMES; i++) {
+        unsigned before = atomic_load(&turns);
+
+        rp_loop_lock(loop);
+        waited += atomic_load(&turns) - before;
+        rp_loop_unlock(loop);
+        usleep(500);
+    }
+    rp_loop_stop(loop);
+    cr_assert_leq(waited, TIMES + TIMES / 4, "%u turns in %u times", waited, TIMES);
+    rp_loop_destroy(loop);
+    close(fd);
+}
