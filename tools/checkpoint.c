@@ -1,6 +1,7 @@
 /* `reprise checkpoint`: asks a running VM for a checkpoint and shows how far it is. */
 #include "core/clock.h"
 #include "tools/client.h"
+#include "tools/job.h"
 #include "tools/verbs.h"
 
 #include <errno.h>
@@ -96,7 +97,7 @@ static int checkpoint(struct rp_client *c, const char *target, const struct chec
     double s = (double)(rp_clock_ns() - p.start_ns) / 1e9;
     json_int_t epoch = json_integer_value(json_object_get(started, "epoch"));
     if (rc == 0 && o->json)
-        printf("{\"target\": \"%s\", \"epoch\": %lld, \"seconds\": %.3f}\n", target, (long long)epoch, s);
+        rp_json_print(json_pack("{s:o, s:I, s:f}", "target", rp_json_readable(target), "epoch", epoch, "seconds", s));
     else if (rc == 0 && !o->quiet)
         printf("epoch %lld is in %s (%.2f s)\n", (long long)epoch, target + 5, s);
     json_decref(started);

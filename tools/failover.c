@@ -1,6 +1,7 @@
 /* `reprise failover`: a planned switchover: the standby goes on with the VM, nothing is lost, and this process ends. */
 #include "core/clock.h"
 #include "tools/client.h"
+#include "tools/job.h"
 #include "tools/verbs.h"
 
 #include <errno.h>
@@ -70,7 +71,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     const char *to = json_string_value(json_object_get(job, "standby"));
     double s = (double)(rp_clock_ns() - start) / 1e9;
     if (rc == 0 && o->json)
-        printf("{\"standby\": \"%s\", \"seconds\": %.3f}\n", to ? to : o->force ? "" : "the standby", s);
+        rp_json_print(json_pack("{s:o, s:f}", "standby", rp_json_readable(to ? to : o->force ? "" : "the standby"), "seconds", s));
     else if (rc == 0 && o->force)
         printf("it runs here now (%.2f s)\n", s);
     else if (rc == 0)

@@ -268,3 +268,25 @@ Test(protect, numbers_in_their_ranges)
     }
     cr_assert_eq(ask("failover", "{\"timeout-ms\": 4294967297}", &err), -ERANGE, "%s", err.text);
 }
+
+static int no_work(struct rp_job *job, void *arg, struct rp_error *err)
+{
+    (void)job, (void)arg, (void)err;
+    return 0;
+}
+
+/* A job's id goes into events, which are JSON. */
+Test(jobs, an_id_that_cannot_be_one)
+{
+    static const struct rp_job_kind kind = {.type = "nothing", .run = no_work, .free = free};
+    static const char *const none[] = {"a\"b", "a\\b", "a\nb", "a\x7f", "\xc3\xa4"};
+    struct rp_error err = {0};
+    struct rp_jobs *jobs = NULL;
+    struct rp_events *events = NULL;
+    cr_assert(rp_events_create(16, &events) == 0 && rp_jobs_create(events, &jobs, &err) == 0, "%s", err.text);
+    for (unsigned i = 0; i < sizeof(none) / sizeof(none[0]); i++)
+        cr_assert_eq(rp_job_start(jobs, &kind, none[i], false, NULL, NULL, &err), -EEXIST, "%s", none[i]);
+    cr_assert_eq(rp_job_start(jobs, &kind, "a job's: 1", false, NULL, NULL, &err), 0, "%s", err.text);
+    rp_jobs_destroy(jobs);
+    rp_events_destroy(events);
+}
