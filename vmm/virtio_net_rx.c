@@ -29,15 +29,13 @@ static int deliver(struct rp_net_rx *rx, const uint8_t *from, size_t len, struct
     size_t done = 0;
 
     while (done < len) {
-        int rc = n < SPREAD_MAX ? rp_virtq_pop(q, rx->chain, err) : 0;
+        bool all = n == (rp_virtio_has(rx->v, VIRTIO_NET_F_MRG_RXBUF) ? SPREAD_MAX : 1);    /* that it may take */
+        int rc = all ? 0 : rp_virtq_pop(q, rx->chain, err);
 
-        if (rc <= 0 || (n && !rp_virtio_has(rx->v, VIRTIO_NET_F_MRG_RXBUF))) {
-            rp_virtq_unpop(q, (uint16_t)(n + (rc == 1)));
-            if (rc == 1) {
-                rx->dropped++;      /* longer than the driver's buffers: it never fits */
-                return 1;
-            }
-            return rc;
+        if (rc <= 0) {
+            rp_virtq_unpop(q, (uint16_t)n);
+            rx->dropped += all;     /* longer than the driver's buffers: it never fits */
+            return all ? 1 : rc;
         }
         used[n].head = rx->chain->head;
         used[n].len = (uint32_t)rp_chain_write(rx->v->env.ram, rx->chain, 0, from + done, len - done);

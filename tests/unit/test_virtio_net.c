@@ -229,6 +229,19 @@ Test(stream, a_frame_waits_for_buffers_and_is_not_lost)
     expect(buf, 8, 100);
 }
 
+/* All buffers that a queue can hold are too few for it: it is dropped, and the next one comes. */
+Test(stream, a_frame_that_can_never_be_spread_is_dropped)
+{
+    unsigned n;
+
+    post_rx(256, 16);
+    write_frame(1, 5000);
+    write_frame(2, 100);
+    cr_assert_eq(take_rx(buf, &n), 100u);
+    cr_assert_eq(n, 7u);
+    expect(buf, 2, 100);
+}
+
 /* A driver may cut a buffer as finely as it likes: the header too. */
 Test(stream, a_buffer_of_single_bytes)
 {
