@@ -12,8 +12,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define END_NS 60000000000ull       /* for the VM to end, after --quit */
-
 struct checkpoint_opts { bool pause, quit, json, quiet; };
 
 #define AT(member) .kind = RP_OPT_FLAG, .offset = offsetof(struct checkpoint_opts, member)
@@ -83,12 +81,13 @@ static int checkpoint(struct rp_client *c, const char *target, const struct chec
         return rc;
     struct progress p;
     progress_init(&p, !o->quiet && !o->json && isatty(STDERR_FILENO));
+    if (o->quit)
+        rp_client_timeout(c, RP_CLIENT_END_NS);     /* from here on no answer may mean that it is ending */
     rc = rp_client_wait_job(c, json_string_value(json_object_get(started, "job-id")), look, &p, &p.interrupted, err);
     if (p.shown)
         fputs("\r\033[K", stderr);
     after = what_is_at(target + 5);
     if (rc == 0 && o->quit) {
-        rp_client_timeout(c, END_NS);
         if ((rc = rp_client_wait_end(c, err)) < 0)
             rp_error_wrap(err, "the checkpoint is whole, and its VM has not ended");
     } else if (rc == -EPIPE && o->quit && after.st_ino && (after.st_ino != before.st_ino || after.st_dev != before.st_dev)) {

@@ -14,6 +14,7 @@ struct rp_client;
 /* `name`: a VM's name, or its socket's path. RP_EXIT_NO_VM when nobody answers. */
 int rp_client_open(const char *name, struct rp_client **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_client_close(struct rp_client *c);
+#define RP_CLIENT_END_NS 60000000000ull     /* for a VM to take its machine apart: it says nothing then, and hangs up when its disks are free */
 /* What follows gives up after this time; 0: never. 10 s unless called. */
 void rp_client_timeout(struct rp_client *c, uint64_t ns);
 

@@ -31,6 +31,7 @@ static int switch_over(struct rp_client *c, const struct failover_opts *o, json_
     int rc = rp_client_call(c, "failover", json_pack("{s:I}", "timeout-ms", (json_int_t)(o->timeout_ns / 1000000u)), &job, err);
     if (rc < 0)
         return rc;
+    rp_client_timeout(c, RP_CLIENT_END_NS);     /* once the standby has it, this VM ends, and may not answer any more */
     rc = rp_client_wait_job(c, json_string_value(json_object_get(job, "job-id")), NULL, NULL, NULL, err);
     if (rc == -EPIPE) {         /* the VM's process ends once the standby has it */
         rp_error_clear(err);

@@ -20,7 +20,7 @@ static const struct range { const char *key; json_int_t min, max; } ranges[] = {
     {"heartbeat-ms", 1, 60000}, {"timeout-ms", 1, INT32_MAX},
 };
 
-/* Before a number is multiplied, or put where it does not fit. */
+/* What was multiplied, or put where it does not fit, is not used then. */
 static int check_ranges(const char *command, const json_t *args, struct rp_error *err)
 {
     for (const struct range *r = ranges; r < ranges + sizeof(ranges) / sizeof(ranges[0]); r++) {
