@@ -7,7 +7,7 @@
 
 #define BURST 128u                  /* frames per turn of the io thread */
 #define OVERFLOW_BYTES (RP_VNET_HEADER + RP_FRAME_MAX)
-#define SPREAD_MAX 256u             /* posted buffers that one frame may take: what the queue has */
+#define SPREAD_MAX 256u             /* posted buffers that one frame may take: what the queue has at most */
 #define DRAIN_FRAMES 4096u
 
 /* Says how many buffers the frame took, in the header at the start of `first`. */
@@ -29,7 +29,7 @@ static int deliver(struct rp_net_rx *rx, const uint8_t *from, size_t len, struct
     size_t done = 0;
 
     while (done < len) {
-        bool all = n == (rp_virtio_has(rx->v, VIRTIO_NET_F_MRG_RXBUF) ? SPREAD_MAX : 1);    /* that it may take */
+        bool all = n == (rp_virtio_has(rx->v, VIRTIO_NET_F_MRG_RXBUF) ? q->s.size : 1);    /* that it may take */
         int rc = all ? 0 : rp_virtq_pop(q, rx->chain, err);
 
         if (rc <= 0) {
