@@ -361,19 +361,18 @@ int rp_disks_guard(struct rp_disks *d, const struct rp_disk_config *cfg, struct 
     return 0;
 }
 
-int rp_disks_create(struct rp_loop *loop, pthread_mutex_t *lock, int output_fd, struct rp_disks **out, struct rp_error *err)
+int rp_disks_create(struct rp_loop *loop, int output_fd, struct rp_disks **out, struct rp_error *err)
 {
     struct rp_disks *d = calloc(1, sizeof(*d));
     int rc;
 
     if (!d)
         return rp_error_set(err, ENOMEM, "disks: no memory");
-    d->lock = lock;
     d->loop = loop;
     d->output_fd = output_fd;
     d->cuts.size = sizeof(struct rp_epoch_bytes);
     d->ranges.size = sizeof(struct rp_epoch_blocks);
-    pthread_cond_init(&d->quiet, NULL);
+    sem_init(&d->quiet, 0, 0);
     d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = d->wake_fd < 0 ? -errno : rp_loop_add(loop, d->wake_fd, EPOLLIN, on_wake, d);
     if (rc < 0) {
@@ -396,6 +395,6 @@ void rp_disks_destroy(struct rp_disks *d)
     free(d->cuts.items);
     free(d->ranges.items);
     free(d->buf);
-    pthread_cond_destroy(&d->quiet);
+    sem_destroy(&d->quiet);
     free(d);
 }

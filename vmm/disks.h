@@ -33,8 +33,8 @@ struct rp_disks;
 struct rp_loop;
 struct rp_disk_config;
 
-/* `lock`: the machine lock. `output_fd`: an eventfd that is written when the writes kept are a reason to cut, -1: none. */
-int rp_disks_create(struct rp_loop *loop, pthread_mutex_t *lock, int output_fd, struct rp_disks **out, struct rp_error *err) RP_MUST_CHECK;
+/* `output_fd`: an eventfd that is written when the writes kept are a reason to cut, -1: none. */
+int rp_disks_create(struct rp_loop *loop, int output_fd, struct rp_disks **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_disks_destroy(struct rp_disks *d);          /* after the guards */
 
 /* Puts a guard in front of an opened disk, which belongs to the guard from then on. Disks are numbered in this order. On

@@ -131,8 +131,14 @@ static int read_piece(struct rp_disks *d, struct rp_guard *g, uint64_t first, ui
     d->piece = g;
     d->piece_from = from;
     d->piece_to = from + len;
-    while (rp_guard_busy(g, d->piece_from, d->piece_to))
-        pthread_cond_wait(&d->quiet, d->lock);
+    while (rp_guard_busy(g, d->piece_from, d->piece_to)) {
+        d->awaited = true;
+        rp_loop_unlock(d->loop);
+        while (sem_wait(&d->quiet) < 0) {
+            /* a signal */
+        }
+        rp_loop_lock(d->loop);
+    }
     rp_loop_unlock(d->loop);
     rc = g->lower->ops->read_now(g->lower, d->buf, len, from);
     rp_loop_lock(d->loop);

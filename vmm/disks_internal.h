@@ -6,6 +6,7 @@
 #include "vmm/disks.h"
 #include "vmm/machine.h"
 
+#include <semaphore.h>
 #include <stdatomic.h>
 
 #define RP_DISKS_HOLE_BYTES (1ull << 30)        /* at most, of one DISK entry without data */
@@ -45,7 +46,6 @@ struct rp_epoch_blocks { uint64_t epoch, first, last; struct rp_guard *guard; };
 struct rp_fifo { uint8_t *items; size_t size, head, n, cap; };
 
 struct rp_disks {
-    pthread_mutex_t *lock;
     struct rp_loop *loop;
     int output_fd, wake_fd;
     unsigned ndisks;
@@ -66,7 +66,8 @@ struct rp_disks {
     uint64_t sync_bytes, equal_bytes;   /* of this run's copy: how much, and what of it the copies held already */
     struct rp_guard *piece;         /* whose range [piece_from, piece_to) is being read for the copy */
     uint64_t piece_from, piece_to;
-    pthread_cond_t quiet;           /* a request is done: the range may be free now */
+    bool awaited;                   /* the engine thread waits for `quiet` */
+    sem_t quiet;                    /* a request is done: the range may be free now */
     uint8_t *buf;                   /* engine thread: RP_DISKS_PIECE_BYTES */
     /* shared disks */
     bool holding, standing;         /* outputs are held; the machine stands after a cut */

@@ -107,8 +107,10 @@ static void on_done(struct rp_disk_req *r, int rc)
     guest->done(guest, rc);
     if (g->waiting)
         rp_guard_retry(g);
-    if (g->all->piece == g)
-        pthread_cond_broadcast(&g->all->quiet);
+    if (g->all->awaited && g->all->piece == g) {
+        g->all->awaited = false;
+        sem_post(&g->all->quiet);
+    }
 }
 
 /* --- reads of what waits --- */

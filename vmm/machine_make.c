@@ -165,9 +165,9 @@ static void on_failed(void *ctx, unsigned vcpu, const char *why)
     struct rp_machine *m = ctx;
 
     (void)vcpu;
-    pthread_mutex_lock(&m->lock);
+    rp_loop_lock(m->loop);
     snprintf(m->ask_text, sizeof m->ask_text, "%s", why);
-    pthread_mutex_unlock(&m->lock);
+    rp_loop_unlock(m->loop);
     rp_machine_ask(m, RP_ASK_FAILED);
 }
 
@@ -347,7 +347,7 @@ static int make(struct rp_machine *m, const struct rp_machine_config *cfg, struc
     if (rc == 0)
         rc = rp_gate_create(m->loop, RP_GATE_BOUND_BYTES, &m->gate, err);
     if (rc == 0)
-        rc = rp_disks_create(m->loop, &m->lock, rp_gate_fd(m->gate), &m->disks, err);
+        rc = rp_disks_create(m->loop, rp_gate_fd(m->gate), &m->disks, err);
     if (rc == 0)
         rc = make_board(m, err);
     if (rc == 0)

@@ -314,7 +314,7 @@ static inline void make(uint64_t bytes)
     printf("seed %u\n", seed);
     output_fd = eventfd(0, EFD_NONBLOCK);
     board_make(&board, 16u << 20);
-    cr_assert_eq(rp_disks_create(board.loop, &board.lock, output_fd, &disks, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_disks_create(board.loop, output_fd, &disks, &err), 0, "%s", err.text);
     board.env.disks = disks;
     cr_assert_eq(create(image, false, &err), 0, "%s", err.text);
     cr_assert_eq(rp_loop_start(board.loop, &err), 0);
