@@ -167,7 +167,7 @@ Test(pressure, INV5_a_sink_that_takes_nothing_is_given_up)
 /* The same while a cut is put off because the arena is full: what waits is pages of the open epoch, and the emitter's queue is full. */
 Test(pressure, INV5_a_sink_that_stops_while_the_guest_outruns_it_is_given_up)
 {
-    struct synth_config guest = {.ram_bytes = 512ull << 20, .ws_pages = 60000, .pages_s = 0, .bytes = 4096, .content = SYNTH_NOISE};
+    struct synth_config guest = {.ram_bytes = 256ull << 20, .ws_pages = 20000, .pages_s = 0, .bytes = 4096, .content = SYNTH_NOISE};
     struct rp_engine_config cfg = {.goal = {.epoch_ns = 20000000, .stall_ns = 1500000000, .bandwidth_bytes_s = 60u << 20}};
     struct bed b;
     begin(&b, &guest, &cfg, false);
