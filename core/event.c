@@ -83,11 +83,32 @@ void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, cons
     pthread_mutex_unlock(&ev->lock);
 }
 
+static bool fits(char c)
+{
+    return c >= ' ' && c <= '~' && c != '"' && c != '\\';
+}
+
 void rp_event_plain(char *text)
 {
     for (; *text; text++)
-        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ' || (unsigned char)*text > '~')
+        if (!fits(*text))
             *text = '\'';
+}
+
+bool rp_event_is_plain(const char *text)
+{
+    while (*text && fits(*text))
+        text++;
+    return !*text;
+}
+
+bool rp_event_due(uint64_t *said_ns)
+{
+    uint64_t now = rp_clock_ns();
+    if (*said_ns && now - *said_ns < 1000000000u)
+        return false;
+    *said_ns = now;
+    return true;
 }
 
 int rp_events_subscribe(struct rp_events *ev, void (*fn)(void *ctx, const struct rp_event *e), void *ctx)

@@ -27,6 +27,9 @@ void rp_events_destroy(struct rp_events *ev);
 void rp_events_emit(struct rp_events *ev, uint64_t epoch, const char *name, const char *fmt, ...) RP_PRINTF(4, 5);
 /* Makes `text` fit to stand in such an object: what ends a JSON string, or cannot be in one, becomes an apostrophe. */
 void rp_event_plain(char *text);
+bool rp_event_is_plain(const char *text);     /* it is fit as it is */
+/* For what a guest can cause as often as it likes: true once a second at most, *said_ns (0: never yet) keeps when. */
+bool rp_event_due(uint64_t *said_ns);
 /* fn is called for each event from now on. Returns an id for unsubscribe, or -ENOMEM. */
 int rp_events_subscribe(struct rp_events *ev, void (*fn)(void *ctx, const struct rp_event *e), void *ctx);
 void rp_events_unsubscribe(struct rp_events *ev, int id);

@@ -7,7 +7,7 @@ struct control_opts {
     uint64_t timeout_ns;
 };
 
-static const struct control_opts control_defaults = {.timeout_ns = 60000000000u};
+static const struct control_opts control_defaults = {.timeout_ns = RP_CLIENT_END_NS};
 
 static const struct rp_opt wait_options[] = {
     {.name = "wait", .kind = RP_OPT_FLAG, .offset = offsetof(struct control_opts, wait), .help = "Return once the VM has ended."},
@@ -37,7 +37,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     const char *command = v == &rp_verb_pause ? "stop" : v == &rp_verb_resume ? "cont" : v == &rp_verb_reset ? "system_reset"
                         : v == &rp_verb_powerdown ? "system_powerdown" : "quit";
     bool wait = v == &rp_verb_quit || (v == &rp_verb_powerdown && o->wait);
-    return control(operands[0], command, wait, v->opts_size ? o->timeout_ns : control_defaults.timeout_ns, err);
+    return control(operands[0], command, wait, v->opts_size ? o->timeout_ns : RP_CLIENT_END_NS, err);
 }
 
 #define ONE_VM .operands = "NAME", .min_operands = 1, .max_operands = 1, .run = run

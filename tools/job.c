@@ -186,18 +186,9 @@ static struct rp_job *job_find(struct rp_jobs *j, const char *id)
     return NULL;
 }
 
-/* It goes into events as it is. */
-static bool is_plain(const char *id)
-{
-    for (; *id; id++)
-        if (*id < ' ' || *id > '~' || *id == '"' || *id == '\\')
-            return false;
-    return true;
-}
-
 static int may_start(struct rp_jobs *j, const struct rp_job_kind *kind, const char *id, bool alone, struct rp_error *err)
 {
-    if (id && (job_find(j, id) || strlen(id) >= sizeof(((struct rp_job *)0)->id) || !is_plain(id)))
+    if (id && (job_find(j, id) || strlen(id) >= sizeof(((struct rp_job *)0)->id) || !rp_event_is_plain(id)))
         return rp_error_set(err, EEXIST, "job \"%.60s\": the id is taken, or cannot be one; give another", id);
     for (unsigned i = 0; alone && i < j->n; i++)
         if (j->all[i]->kind == kind && job_status(j->all[i]) != CONCLUDED)

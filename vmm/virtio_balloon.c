@@ -237,11 +237,8 @@ static void on_config_read(void *dev, uint32_t off, uint8_t *data, uint32_t len)
 /* When the guest has done what was wished; not more often than once a second, for the history's sake. */
 static void say_change(struct rp_virtio_balloon *b)
 {
-    uint64_t now = rp_clock_ns();
-
-    if (b->actual != b->num_pages || (b->said_ns && now - b->said_ns < 1000000000u))
+    if (b->actual != b->num_pages || !rp_event_due(&b->said_ns))
         return;
-    b->said_ns = now;
     rp_events_emit(b->v.env.events, 0, "BALLOON_CHANGE", "{\"actual\": %llu}",
                    (unsigned long long)(b->v.env.ram->size_bytes - ((uint64_t)b->actual << VIRTIO_BALLOON_PFN_SHIFT)));
 }

@@ -1,6 +1,5 @@
 /* The modern virtio PCI transport. The contract is in virtio_pci.h. */
 #include "vmm/virtio_pci.h"
-#include "core/clock.h"
 #include "core/log.h"
 
 #include <errno.h>
@@ -24,7 +23,6 @@
 #define PART_BYTES 0x1000u
 #define COMMON_BYTES 0x38u
 #define NOTIFY_STEP 4u
-#define SAY_NS 1000000000ull
 
 #define ISR_QUEUE 1u        /* virtio 1.2, 4.1.4.5 */
 #define ISR_CONFIG 2u
@@ -104,12 +102,10 @@ void rp_virtio_config_changed(struct rp_virtio *v)
 /* Not more often than once a second: a guest that breaks and resets its device in a loop would push all else out of the history. */
 static void say_broken(struct rp_virtio *v, unsigned queue, const struct rp_error *why)
 {
-    uint64_t now = rp_clock_ns();
     char plain[128];
 
-    if (v->said_ns && now - v->said_ns < SAY_NS)
+    if (!rp_event_due(&v->said_ns))
         return;
-    v->said_ns = now;
     snprintf(plain, sizeof plain, "%.120s", why->text);
     rp_event_plain(plain);
     rp_log(RP_LOG_WARN, "%s in slot %u: queue %u: %s: the guest has to reset it", v->name, v->pci.slot, queue, why->text);
