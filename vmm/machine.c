@@ -292,6 +292,32 @@ static int wait_uncut(struct rp_machine *m, bool patient, struct rp_error *err)
     return m->cut ? rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "the VM stands still: it is being handed over") : 0;
 }
 
+/* Control held. When this fails nothing of the guest is left that could go on. */
+static int start_anew(struct rp_machine *m, bool guest, struct rp_error *err)
+{
+    char why[sizeof m->failure];
+    int rc;
+
+    if (m->started)
+        rp_machine_stand_still(m, false);
+    rp_loop_lock(m->loop);
+    atomic_store(&m->serving, 0);   /* before it runs, and asks for the next */
+    rc = rp_machine_power_on(m, err);
+    if (rc == 0)
+        rc = rp_machine_boot(m, err);
+    rp_loop_unlock(m->loop);
+    rp_vcpus_revive(m->vcpus);
+    rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"guest\":%s,\"reason\":\"%s\",\"ok\":%s}", guest ? "true" : "false",
+                   guest ? "guest-reset" : "host-qmp-system-reset", rc == 0 ? "true" : "false");
+    if (rc < 0) {
+        snprintf(why, sizeof why, "reset: %.180s", err ? err->text : "");
+        end_failed(m, why);
+    } else if (m->started) {
+        rp_machine_run(m);
+    }
+    return rc;
+}
+
 /* `guest`: it asked for that, and a cut is waited for as long as it takes, but not longer than the machine is there. */
 static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
 {
@@ -306,19 +332,9 @@ static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
     } else if (!m->cfg.kernel) {
         rc = rp_error_exit(err, RP_EXIT_REFUSED, ENOENT, "no kernel was given to this process: it can go on, but not start anew");
     } else {
-        if (m->started)
-            rp_machine_stand_still(m, false);
-        rp_loop_lock(m->loop);
-        atomic_store(&m->serving, 0);   /* before it runs, and asks for the next */
-        rc = rp_machine_power_on(m, err);
+        rc = rp_boot_check(m->cfg.kernel, m->cfg.initrd, err);      /* while it runs still, and can go on */
         if (rc == 0)
-            rc = rp_machine_boot(m, err);
-        rp_loop_unlock(m->loop);
-        rp_vcpus_revive(m->vcpus);
-        rp_events_emit(m->events, m->newest_epoch, "RESET", "{\"guest\":%s,\"reason\":\"%s\",\"ok\":%s}", guest ? "true" : "false",
-                       guest ? "guest-reset" : "host-qmp-system-reset", rc == 0 ? "true" : "false");
-        if (rc == 0 && m->started)
-            rp_machine_run(m);
+            rc = start_anew(m, guest, err);
     }
     pthread_mutex_unlock(&m->control);
     return rc;

@@ -104,7 +104,9 @@ int rp_machine_pause(struct rp_machine *m, enum rp_pause why, struct rp_error *e
 int rp_machine_resume(struct rp_machine *m, enum rp_pause why, struct rp_error *err) RP_MUST_CHECK;
 unsigned rp_machine_paused(const struct rp_machine *m);     /* the reasons that there are: enum rp_pause. Any thread */
 void rp_machine_powerdown(struct rp_machine *m);    /* ACPI power button; event POWERDOWN */
-int rp_machine_reset(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;  /* event RESET; kernel loaded again */
+/* Event RESET; kernel loaded again. Without a kernel and initrd that are there it is refused and the VM runs on; should loading them fail
+ * all the same, the VM has failed. */
+int rp_machine_reset(struct rp_machine *m, struct rp_error *err) RP_MUST_CHECK;
 void rp_machine_quit(struct rp_machine *m);         /* asks rp_machine_wait to return */
 /* Blocks the control thread until the VM ended (guest power-off, quit, failure); an fd for poll users. */
 enum rp_run_state rp_machine_state(const struct rp_machine *m);

@@ -172,6 +172,72 @@ Test(machine, resets)
     rp_machine_destroy(m);
 }
 
+static unsigned said(struct rp_events *events, const char *name)
+{
+    struct rp_event all[64];
+    unsigned n = rp_events_copy(events, all, 64), found = 0;
+
+    for (unsigned i = 0; i < n; i++)
+        found += strcmp(all[i].name, name) == 0;
+    return found;
+}
+
+/* The kernel's file may have been removed since: the VM is asked to start anew, and cannot. */
+Test(machine, a_reset_that_has_no_kernel_leaves_the_VM_running, .timeout = 60)
+{
+    struct rp_machine_config cfg = native_config("idle", "", 1, 24);
+    char path[] = "/tmp/kernel-XXXXXX", copy[256];
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+    int fd;
+
+    need_kvm("idle");
+    fd = mkstemp(path);
+    cr_assert_geq(fd, 0);
+    close(fd);
+    snprintf(copy, sizeof copy, "cp %s %s", guest_elf("idle"), path);
+    cr_assert_eq(system(copy), 0);
+    cfg.kernel = path;
+    cr_assert_eq(rp_machine_create(&cfg, NULL, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    wait_running(m);
+    unlink(path);
+    cr_assert_lt(rp_machine_reset(m, &err), 0);
+    cr_assert(strstr(err.text, path), "%s", err.text);
+    cr_assert_eq(rp_machine_state(m), RP_VM_RUNNING);
+    wait_beats(m, 0, 5);
+    rp_machine_destroy(m);
+}
+
+/* One that is a kernel, but does not load any more, is found out when there is no way back: then the VM has failed, and says so. */
+Test(machine, a_reset_that_breaks_half_way_ends_the_VM, .timeout = 60)
+{
+    struct rp_machine_config cfg = native_config("idle", "", 1, 24);
+    struct rp_events *events;
+    char path[] = "/tmp/initrd-XXXXXX";
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+    int fd;
+
+    need_kvm("idle");
+    fd = mkstemp(path);
+    cr_assert_eq(ftruncate(fd, 4096), 0);
+    cr_assert_eq(rp_events_create(64, &events), 0);
+    cfg.initrd = path;
+    cr_assert_eq(rp_machine_create(&cfg, events, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    wait_running(m);
+    cr_assert_eq(ftruncate(fd, 1 << 30), 0);    /* more than the VM's RAM */
+    cr_assert_lt(rp_machine_reset(m, &err), 0);
+    cr_assert_eq(rp_machine_state(m), RP_VM_FAILED, "it stands still, and is said to run");
+    cr_assert(strstr(rp_machine_failure(m), path), "%s", rp_machine_failure(m));
+    cr_assert_eq(said(events, "GUEST_FAILED"), 1u);
+    rp_machine_destroy(m);
+    rp_events_destroy(events);
+    close(fd);
+    unlink(path);
+}
+
 static void same_ram(const struct rp_ram_view *a, const struct rp_ram_view *b, uint64_t epoch)
 {
     for (uint64_t gfn = 0; gfn < a->gfn_end; gfn++) {
