@@ -301,7 +301,8 @@ static int start_anew(struct rp_machine *m, bool guest, struct rp_error *err)
     if (m->started)
         rp_machine_stand_still(m, false);
     rp_loop_lock(m->loop);
-    atomic_store(&m->serving, 0);   /* before it runs, and asks for the next */
+    atomic_store(&m->serving, 0);   /* before it runs, and asks for the next: what was asked for until here is done by this */
+    atomic_fetch_and(&m->asks, ~(unsigned)RP_ASK_RESET);
     rc = rp_machine_power_on(m, err);
     if (rc == 0)
         rc = rp_machine_boot(m, err);
@@ -325,8 +326,8 @@ static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
 
     pthread_mutex_lock(&m->control);
     rc = wait_uncut(m, guest, err);
-    if (rc < 0) {
-        /* who goes, or is handed over, is not reset */
+    if (rc < 0 || (guest && !(atomic_load(&m->serving) & RP_ASK_RESET))) {
+        /* who goes, or is handed over, is not reset; nor is who has been since it asked */
     } else if (ended(m)) {
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");
     } else if (!m->cfg.kernel) {

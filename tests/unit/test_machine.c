@@ -182,6 +182,35 @@ static unsigned said(struct rp_events *events, const char *name)
     return found;
 }
 
+/* Nobody resets but once: Linux pulses the line ten times over, and each vCPU may fault. What the old guest asked for is not the new one's. */
+Test(machine, a_guest_that_asks_twice_is_reset_once, .timeout = 60)
+{
+    struct rp_machine_config cfg = native_config("idle", "run=20ms end=reset", 1, 24);
+    struct rp_events *events;
+    struct rp_machine *m = NULL;
+    struct rp_error err = {0};
+
+    need_kvm("idle");
+    setenv("RP_FAULT", "guest-asks:1:stall", 1);    /* the first is being served when the second comes */
+    rp_fault_reload();
+    cr_assert_eq(rp_events_create(64, &events), 0);
+    cr_assert_eq(rp_machine_create(&cfg, events, &m, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_start(m, &err), 0, "%s", err.text);
+    for (int i = 0; i < 5000 && !rp_fault_fired(); i++)
+        usleep(1000);
+    cr_assert(rp_fault_fired(), "the guest asked for nothing");
+    usleep(100000);
+    cr_assert_eq(rp_machine_pause(m, RP_PAUSE_USER, &err), 0, "%s", err.text);     /* or it comes to its end again */
+    unsetenv("RP_FAULT");
+    rp_fault_reload();
+    for (int i = 0; i < 5000 && said(events, "RESET") == 0; i++)
+        usleep(1000);
+    usleep(100000);
+    cr_assert_eq(said(events, "RESET"), 1u);
+    rp_machine_destroy(m);
+    rp_events_destroy(events);
+}
+
 /* The kernel's file may have been removed since: the VM is asked to start anew, and cannot. */
 Test(machine, a_reset_that_has_no_kernel_leaves_the_VM_running, .timeout = 60)
 {
