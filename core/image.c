@@ -222,7 +222,8 @@ static int keep_ram(struct rp_image *img, const struct rp_ram_view *view, struct
     return 0;
 }
 
-int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const uint8_t vm_id[16], struct rp_error *err)
+int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const struct rp_pageset *held, const uint8_t vm_id[16],
+                   struct rp_error *err)
 {
     struct rp_epoch_header *h = &img->header;
     int rc = keep_ram(img, ram, err);
@@ -231,11 +232,10 @@ int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const ui
     memcpy(h->vm_id, vm_id, sizeof(h->vm_id));
     h->gfn_end = ram->gfn_end;
     h->nregions = ram->nregions;
-    for (uint32_t i = 0; i < ram->nregions; i++) {
+    for (uint32_t i = 0; i < ram->nregions; i++)
         h->regions[i] = ram->regions[i];
-        for (uint64_t g = ram->regions[i].gfn; g < ram->regions[i].gfn + ram->regions[i].pages; g++)
-            rp_digest_update(&img->digest, g, rp_page_hash(g, rp_ram_page(ram, g)));
-    }
+    for (uint64_t g = rp_pageset_next(held, 0); g < held->bits; g = rp_pageset_next(held, g + 1))
+        rp_digest_update(&img->digest, g, rp_page_hash(g, rp_ram_page(ram, g)));
     return 0;
 }
 

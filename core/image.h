@@ -46,9 +46,11 @@ int rp_image_create(enum rp_image_mode mode, const struct rp_image_ops *ops, uin
                     struct rp_image **out, struct rp_error *err) RP_MUST_CHECK;
 void rp_image_destroy(struct rp_image *img);
 
-/* RAM that is there already, of VM `vm_id` and of no epoch: a resync may start from it, a full epoch wipes it. Hashes every page.
- * Before the first record; the view is the caller's to keep, as if rp_image_ops had given it. -ENOMEM. */
-int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const uint8_t vm_id[16], struct rp_error *err) RP_MUST_CHECK;
+/* RAM that is there already, of VM `vm_id` and of no epoch: a resync may start from it, a full epoch wipes it. Hashes every page of `held`;
+ * the others are known to be zeroes and are not looked at: that would make them. Before the first record; the view is the caller's to keep,
+ * as if rp_image_ops had given it. -ENOMEM. */
+int rp_image_adopt(struct rp_image *img, const struct rp_ram_view *ram, const struct rp_pageset *held, const uint8_t vm_id[16],
+                   struct rp_error *err) RP_MUST_CHECK;
 
 /* Feeds one record (BEGIN and END too). 0: taken; 1: taken, and an epoch was just applied (rp_image_header);
  * <0: refused; the image holds what it held before this epoch. */

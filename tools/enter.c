@@ -106,7 +106,13 @@ int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t v
     *ram = (struct rp_guest_ram){.memfd = -1};
     e->how.size_bytes = e->ram.size_bytes;
     rp_image_bound(e->image, rp_image_staging_bytes(e->how.size_bytes));
-    return rp_image_adopt(e->image, &e->ram.view, vm_id, err);
+    struct rp_pageset held;
+    if (rp_pageset_init(&held, e->ram.view.gfn_end) < 0)
+        return rp_error_set(err, ENOMEM, "no memory to know what guest memory holds");
+    rp_ram_held(&e->ram, &held);
+    int rc = rp_image_adopt(e->image, &e->ram.view, &held, vm_id, err);
+    rp_pageset_fini(&held);
+    return rc;
 }
 
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)

@@ -1,4 +1,5 @@
 /* Guest RAM without KVM: ranges, what it holds, what is given back. */
+#include "tools/enter.h"
 #include "vmm/guest_ram.h"
 
 #include <criterion/criterion.h>
@@ -6,6 +7,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -111,6 +113,40 @@ Test(guest_ram, single_holes_are_no_pages, .fini = drop)
     cr_assert_eq(held(&first), n - size / 4096 / 2);
     swapped_out = true;
     cr_assert_eq(held(&first), n - size / 4096 / 2, "what is swapped out is held, too");
+}
+
+static uint64_t made_bytes(int memfd)
+{
+    struct stat st;
+
+    cr_assert_eq(fstat(memfd, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+/* Nor are they for a standby that goes on with what it had as a primary: a VM of many GiB may have used few, and its balloon given the rest back. */
+Test(guest_ram, who_adopts_it_makes_no_pages)
+{
+    struct rp_ram_config how = {0};
+    uint8_t vm_id[16] = {7}, *page;
+    struct rp_error err = {0};
+    struct rp_entry *e;
+    const struct rp_digest *d;
+    struct rp_hash128 h;
+    uint64_t before;
+    int memfd;
+
+    make(256ull << 20);
+    memfd = ram.memfd;
+    page = rp_ram_at(&ram, rp_gpa(100 << 20), 4096);
+    memset(page, 7, 4096);
+    h = rp_page_hash((100 << 20) / 4096, page);
+    before = made_bytes(memfd);
+    cr_assert_eq(rp_entry_create(RP_IMAGE_STAGED, &how, NULL, &e, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_entry_adopt(e, &ram, vm_id, &err), 0, "%s", err.text);
+    d = rp_image_pages(rp_entry_image(e), vm_id);
+    cr_assert(d && d->sum.lo == h.lo && d->sum.hi == h.hi, "what is there counts");
+    cr_assert_eq(made_bytes(memfd), before, "%lu bytes were made of %lu", made_bytes(memfd), before);
+    rp_entry_destroy(e);
 }
 
 Test(guest_ram, only_ram_can_be_given_back, .fini = drop)

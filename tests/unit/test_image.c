@@ -576,7 +576,11 @@ Test(image, RAM_that_is_there_already_is_a_base)
     sb_view(&p.t.ram);
     sb_noise(rp_ram_page(&p.t.ram, 1), 1, 3);
     sb_noise(rp_ram_page(&p.t.ram, 30), 30, 3);
-    cr_assert_eq(rp_image_adopt(p.t.image, &p.t.ram, sb_header(1, 0).vm_id, &err), 0, "%s", err.text);
+    struct rp_pageset held;
+    sb_check(rp_pageset_init(&held, p.t.ram.gfn_end));
+    rp_pageset_fill(&held, &p.t.ram);
+    cr_assert_eq(rp_image_adopt(p.t.image, &p.t.ram, &held, sb_header(1, 0).vm_id, &err), 0, "%s", err.text);
+    rp_pageset_fini(&held);
     cr_assert_eq(rp_image_epoch(p.t.image), 0u);
     const struct rp_digest *d = pages_held(&p);
     struct rp_hash128 is = rp_digest_of(&p.t.ram);
