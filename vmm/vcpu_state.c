@@ -86,11 +86,29 @@ static bool excluded(uint32_t x)
         || in(x, 0x480, 0x493) || x == 0xc0010114 || x == 0xc0010117;   /* nested virtualization: not offered */
 }
 
+/* State that KVM_GET_MSR_INDEX_LIST leaves out: the MTRRs. (Machine checks' banks are not among them: none ever comes.) */
+static const struct { uint32_t first, last; } unlisted[] = {
+    {0x200, 0x20f}, {0x250, 0x250}, {0x258, 0x259}, {0x268, 0x26f}, {0x2ff, 0x2ff}};
+
 static bool round_trips(const struct rp_vcpu *v, uint32_t index)
 {
     struct one_msr m = {.nmsrs = 1, .e[0].index = index};
 
     return ioctl(v->fd, KVM_GET_MSRS, &m) == 1 && ioctl(v->fd, KVM_SET_MSRS, &m) == 1;
+}
+
+static bool is_state(const struct rp_msr_list *l, uint32_t index)
+{
+    for (uint32_t i = 0; i < l->n; i++)
+        if (l->template.e[i].index == index)
+            return true;
+    return false;
+}
+
+static void probe(const struct rp_vcpus *g, struct rp_msr_list *l, uint32_t index)
+{
+    if (l->n < RP_VCPU_MSRS_MAX - 1 && !excluded(index) && !is_state(l, index) && round_trips(&g->v[0], index))
+        l->template.e[l->n++].index = index;
 }
 
 int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
@@ -105,11 +123,13 @@ int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
         free(l);
         return rp_error_set(err, errno, "KVM_GET_MSR_INDEX_LIST: %m");
     }
-    for (uint32_t i = 0; i < all.nmsrs && l->n < RP_VCPU_MSRS_MAX - 1; i++) {
-        if (!excluded(all.index[i]) && round_trips(&g->v[0], all.index[i]))
-            l->template.e[l->n++].index = all.index[i];
+    for (uint32_t i = 0; i < all.nmsrs; i++) {
+        probe(g, l, all.index[i]);
         l->deadline |= all.index[i] == MSR_TSC_DEADLINE;
     }
+    for (unsigned i = 0; i < sizeof unlisted / sizeof unlisted[0]; i++)
+        for (uint32_t index = unlisted[i].first; index <= unlisted[i].last; index++)
+            probe(g, l, index);
     l->template.nmsrs = l->n;
     l->tsc_offset = ioctl(g->v[0].fd, KVM_HAS_DEVICE_ATTR, &attr) == 0;
     rp_msr_list_free(g->msrs);
@@ -343,14 +363,6 @@ static int set_msr(struct rp_vcpu *v, uint32_t index, uint64_t value, struct rp_
         return rp_error_exit(err, RP_EXIT_DAMAGED, EBADMSG, "vcpu %u: KVM refuses MSR 0x%x = 0x%llx", v->index, index,
                              (unsigned long long)value);
     return 0;
-}
-
-static bool is_state(const struct rp_msr_list *l, uint32_t index)
-{
-    for (uint32_t i = 0; i < l->n; i++)
-        if (l->template.e[i].index == index)
-            return true;
-    return false;
 }
 
 static int load_msrs(struct rp_vcpu *v, const struct rp_vcpu_state *o, struct rp_error *err)
