@@ -199,12 +199,17 @@ static const struct feature_leaf {
     {7, 0, ECX, BIT(4), "cpuid.7.ecx"},                                 /* 4: OSPKE mirrors CR4 */
     {7, 0, EDX, 0, "cpuid.7.edx"},
     {7, 1, EAX, 0, "cpuid.7.1.eax"},
+    {7, 1, ECX, 0, "cpuid.7.1.ecx"},
+    {7, 1, EDX, 0, "cpuid.7.1.edx"},
+    {7, 2, EDX, 0, "cpuid.7.2.edx"},
     {0xd, 0, EAX, 0, "cpuid.d.eax (XCR0)"},
     {0xd, 0, EDX, 0, "cpuid.d.edx (XCR0)"},
     {0xd, 1, EAX, 0, "cpuid.d.1.eax"},
     {0x80000001, 0, ECX, 0, "cpuid.80000001.ecx"},
     {0x80000001, 0, EDX, 0, "cpuid.80000001.edx"},
     {0x80000008, 0, EBX, 0, "cpuid.80000008.ebx"},
+    {0x80000021, 0, EAX, 0, "cpuid.80000021.eax"},
+    {0x80000021, 0, ECX, 0, "cpuid.80000021.ecx"},
     {0x40000001, 0, EAX, 0, "cpuid.40000001.eax"},
 };
 
@@ -225,6 +230,8 @@ static const struct feature_name {
     {7, 0, EBX, 28, "avx512cd"}, {7, 0, EBX, 29, "sha"}, {7, 0, EBX, 30, "avx512bw"}, {7, 0, EBX, 31, "avx512vl"},
     {7, 0, ECX, 2, "umip"}, {7, 0, ECX, 3, "pku"}, {7, 0, ECX, 16, "la57"}, {7, 0, ECX, 22, "rdpid"},
     {7, 0, EDX, 22, "amx-bf16"}, {7, 0, EDX, 24, "amx-tile"}, {7, 0, EDX, 26, "spec-ctrl"}, {7, 0, EDX, 29, "arch-capabilities"},
+    {7, 1, EAX, 4, "avx-vnni"}, {7, 1, EAX, 5, "avx512-bf16"}, {7, 1, EDX, 4, "avx-vnni-int8"}, {7, 1, EDX, 5, "avx-ne-convert"},
+    {7, 1, EDX, 10, "avx-vnni-int16"}, {7, 1, EDX, 19, "avx10"}, {0x80000021, 0, EAX, 8, "auto-ibrs"},
     {0xd, 1, EAX, 0, "xsaveopt"}, {0xd, 1, EAX, 1, "xsavec"}, {0xd, 1, EAX, 3, "xsaves"},
     {0x80000001, 0, EDX, 20, "nx"}, {0x80000001, 0, EDX, 26, "1-GiB pages"}, {0x80000001, 0, EDX, 27, "rdtscp"},
     {0x40000001, 0, EAX, 3, "kvmclock"}, {0x40000001, 0, EAX, 5, "kvm-steal-time"}, {0x40000001, 0, EAX, 6, "kvm-pv-eoi"},

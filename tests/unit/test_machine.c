@@ -2,6 +2,7 @@
 #include "tests/unit/native.h"
 
 #include "core/fault.h"
+#include "vmm/cpuid.h"
 #include "vmm/vcpu_state.h"
 #include "vmm/vmgenid.h"
 
@@ -106,6 +107,36 @@ Test(machine, INV2_who_cannot_be_made_leaves_the_adopted_memory, .timeout = 120)
     cr_assert_null(ram.view.base, "the machine has it now");
     cr_assert_eq(rp_machine_ram(m)->view.base[32 << 20], 0x5a);
     rp_machine_destroy(m);
+}
+
+/* Each bit that says what the processor can do, wherever CPUID has it: a guest that has seen it would use it. */
+Test(machine, features_that_a_host_lacks_are_named)
+{
+    static const struct { uint32_t function, index; unsigned reg, bit; const char *name; } features[] = {
+        {1, 0, 2, 12, "fma"}, {1, 0, 3, 25, "cpuid.1.edx bit 25"}, {7, 0, 1, 5, "avx2"}, {7, 0, 2, 16, "la57"}, {7, 0, 3, 26, "spec-ctrl"},
+        {7, 1, 0, 4, "avx-vnni"}, {7, 1, 2, 5, "cpuid.7.1.ecx bit 5"}, {7, 1, 3, 4, "avx-vnni-int8"}, {7, 1, 3, 10, "avx-vnni-int16"},
+        {7, 1, 3, 19, "avx10"}, {7, 2, 3, 0, "cpuid.7.2.edx bit 0"}, {0xd, 0, 0, 2, "cpuid.d.eax (XCR0) bit 2"}, {0xd, 1, 0, 3, "xsaves"},
+        {0x80000001, 0, 3, 27, "rdtscp"}, {0x80000008, 0, 1, 0, "cpuid.80000008.ebx bit 0"},
+        {0x80000021, 0, 0, 8, "auto-ibrs"}, {0x80000021, 0, 2, 1, "cpuid.80000021.ecx bit 1"}, {0x40000001, 0, 0, 3, "kvmclock"}};
+    struct rp_cpuid *want = calloc(1, sizeof *want), *host = calloc(1, sizeof *host);
+
+    for (unsigned i = 0; i < sizeof features / sizeof features[0]; i++) {
+        struct rp_error err = {0};
+        struct rp_cpuid_entry e = {.function = features[i].function, .index = features[i].index};
+        uint32_t *regs[] = {&e.eax, &e.ebx, &e.ecx, &e.edx};
+
+        want->n = host->n = 1;
+        host->e[0] = e;
+        *regs[features[i].reg] = 1u << features[i].bit;
+        want->e[0] = e;
+        cr_assert_eq(rp_cpuid_compatible(want, host, &err), -EOPNOTSUPP, "%s", features[i].name);
+        cr_assert(strstr(err.text, features[i].name), "%s, not %s", err.text, features[i].name);
+        host->n = 0;        /* a host that has no such leaf lacks it as well */
+        cr_assert_eq(rp_cpuid_compatible(want, host, &err), -EOPNOTSUPP, "%s", features[i].name);
+        cr_assert_eq(rp_cpuid_compatible(want, want, &err), 0, "%s", features[i].name);
+    }
+    free(want);
+    free(host);
 }
 
 /* One that goes on from an epoch boots nothing, but can when it is reset, if it was given what. */
