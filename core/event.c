@@ -240,7 +240,7 @@ int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_e
     if (!h)
         return rp_error_set(err, ENOMEM, "no memory for the history");
     int rc = rp_section_decode(&rp_history_table, s, h, err);
-    if (rc == 0) {
+    if (rc == 0 && ev) {
         pthread_mutex_lock(&ev->lock);
         rc = merge(ev, h->events, h->count);
         pthread_mutex_unlock(&ev->lock);

@@ -37,7 +37,7 @@ void rp_events_unsubscribe(struct rp_events *ev, int id);
 unsigned rp_events_copy(struct rp_events *ev, struct rp_event *out, unsigned max);
 /* How many have been emitted here, ever: has anything been added since? */
 uint64_t rp_events_count(struct rp_events *ev);
-/* The history as a section, and back (hostile bytes refused; appended before what is there). */
+/* The history as a section, and back (hostile bytes refused; appended before what is there; ev == NULL: they are looked at only). */
 int rp_events_save(struct rp_events *ev, struct rp_sections *s, struct rp_error *err) RP_MUST_CHECK; /* -ENOMEM */
 int rp_events_load(struct rp_events *ev, const struct rp_section *s, struct rp_error *err) RP_MUST_CHECK;
 

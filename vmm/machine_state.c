@@ -354,11 +354,14 @@ static int no_strangers(const struct rp_machine *m, const struct rp_sections *s,
 /* Control and machine lock held. */
 static int enter_sections(struct rp_machine *m, const struct rp_sections *s, bool rehearsal, struct rp_error *err)
 {
+    struct rp_section history;
     struct rp_run run;
     int rc = no_strangers(m, s, err);
 
     if (rc == 0)
         rc = decode_run(s, &run, err);
+    if (rc == 0 && m->events && rp_sections_find(s, rp_history_table.name, 0, &history))
+        rc = rp_events_load(NULL, &history, err);   /* taken over last of all, and then nothing may fail */
     if (rc == 0 && !rehearsal) {
         atomic_store(&m->paused, (atomic_load(&m->paused) & ~(unsigned)RP_PAUSE_USER) | (run.paused ? RP_PAUSE_USER : 0));
         atomic_store(&m->asks, run.asked);

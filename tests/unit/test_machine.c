@@ -197,6 +197,34 @@ static struct rp_vcpu_state *vcpu_state(const struct rp_sections *s, struct rp_s
     return state;
 }
 
+/* What a takeover could not enter has to be found out at the rehearsal, while the primary lives: the history of a newer reprise is no exception. */
+Test(machine, a_history_that_cannot_be_taken_over_fails_the_rehearsal, .timeout = 60)
+{
+    struct rp_machine_config cfg = {.name = "test", .wall_clock_follows = true};
+    struct rp_section newer = {.name = "history", .version = 99};
+    struct rp_epoch_trailer t = {.number = 1};
+    struct rp_events *events;
+    struct rp_machine *m, *to = NULL;
+    struct cutting c;
+    struct rp_error err = {0};
+
+    need_kvm("idle");
+    m = boot("idle", "", 1, 24);
+    track(&c, m, 1);
+    cr_assert_eq(c.src->ops->cut(c.src, &c.cut, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_machine_config_from(&c.sections, &cfg, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_sections_put(&c.sections, &newer), 0);
+    cr_assert_eq(rp_events_create(64, &events), 0);
+    cr_assert_eq(rp_machine_create(&cfg, events, &to, &err), 0, "%s", err.text);
+    cr_assert_lt(rp_machine_rehearse(to, &c.sections, &err), 0, "a takeover would have failed");
+    cr_assert(strstr(err.text, "\"history\" 0 is version 99"), "%s", err.text);
+    cr_assert_lt(rp_machine_enter(to, &c.sections, &t, true, &err), 0);
+    rp_machine_destroy(to);
+    rp_machine_destroy(m);
+    rp_events_destroy(events);
+    cutting_fini(&c);
+}
+
 /* The MTRRs are state like other MSRs, though KVM does not list them: a guest found the types of its memory forgotten where it was entered. */
 Test(machine, the_memory_types_that_a_guest_has_set_travel, .timeout = 120)
 {
