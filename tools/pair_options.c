@@ -80,3 +80,14 @@ const struct rp_opt rp_next_protect_option[1] = {
      .help = "Once the VM runs here, protect it by the standby at this URI, now and whenever it is there again. The old host can be it: "
              "`reprise run --then standby`, or `reprise standby` when it is back."},
 };
+
+const struct rp_opt *rp_pair_option(const char *name)
+{
+    for (const struct rp_opt *o = rp_fence_options; o < rp_fence_options + RP_FENCE_OPTIONS; o++)
+        if (strcmp(o->name, name) == 0)
+            return o;
+    for (const struct rp_opt *o = rp_protect_options; o < rp_protect_options + RP_PROTECT_OPTIONS; o++)
+        if (strcmp(o->name, name) == 0)
+            return o;
+    return NULL;
+}

@@ -30,6 +30,8 @@ extern const struct rp_opt rp_protect_options[RP_PROTECT_OPTIONS];
 extern const struct rp_opt rp_run_protect_option[1];    /* --protect URI */
 extern const struct rp_opt rp_next_protect_option[1];   /* likewise, for a VM that has come here */
 extern const struct rp_opt rp_then_options[2];          /* --then exit|standby, --listen URI */
+/* The option of the first two tables that has this name (without "--"), or NULL. */
+const struct rp_opt *rp_pair_option(const char *name);
 #define RP_THEN_GROUP {.title = "Afterwards", .opts = rp_then_options, .nopts = 2}
 #define RP_STANDBY_GROUP {.title = "Standby", .opts = rp_then_options, .nopts = 2}
 #define RP_FENCE_GROUP {.title = "Lease", .opts = rp_fence_options, .nopts = RP_FENCE_OPTIONS}

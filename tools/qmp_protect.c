@@ -1,5 +1,6 @@
 /* QMP commands of protection: protect, unprotect, failover, query-protect, query-standby. */
 #include "replicator/protect.h"
+#include "tools/pair_options.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"
 #include "tools/standby.h"
@@ -14,20 +15,29 @@ static uint64_t number(const json_t *args, const char *key, uint64_t otherwise)
     return v ? (uint64_t)json_integer_value(v) : otherwise;
 }
 
-/* What the command's options allow; 0: as if it were not given. */
-static const struct range { const char *key; json_int_t min, max; } ranges[] = {
-    {"lease-ttl-ms", 50, 3600000}, {"epoch-us", 100, 60000000}, {"latency-us", 100, 60000000}, {"cpu", 1, 10000}, {"streams", 1, RP_LANES_MAX},
-    {"heartbeat-ms", 1, 60000}, {"timeout-ms", 1, INT32_MAX},
+/* QMP's names and units for numbers that are options of the command, too; those say what is possible. */
+static const struct number_arg { const char *key, *option; uint64_t unit; } numbers[] = {
+    {"lease-ttl-ms", "lease-ttl", 1000000}, {"epoch-us", "epoch", 1000}, {"latency-us", "latency", 1000}, {"cpu", "cpu", 1},
+    {"streams", "streams", 1}, {"heartbeat-ms", "heartbeat", 1000000},
 };
 
-/* What was multiplied, or put where it does not fit, is not used then. */
-static int check_ranges(const char *command, const json_t *args, struct rp_error *err)
+static int check_number(const char *command, const json_t *args, const char *key, uint64_t min, uint64_t max, struct rp_error *err)
 {
-    for (const struct range *r = ranges; r < ranges + sizeof(ranges) / sizeof(ranges[0]); r++) {
-        json_int_t n = json_integer_value(json_object_get(args, r->key));
-        if (n && (n < r->min || n > r->max))
-            return rp_error_exit(err, RP_EXIT_USAGE, ERANGE, "%s: %s %lld: out of range; between %lld and %lld can be had", command, r->key, (long long)n,
-                                 (long long)r->min, (long long)r->max);
+    json_int_t n = json_integer_value(json_object_get(args, key));
+    if (!n || ((uint64_t)n >= min && (uint64_t)n <= max))      /* 0: as if it were not given */
+        return 0;
+    return rp_error_exit(err, RP_EXIT_USAGE, ERANGE, "%s: %s %lld: out of range; between %llu and %llu can be had", command, key, (long long)n,
+                         (unsigned long long)min, (unsigned long long)max);
+}
+
+/* What was multiplied, or put where it does not fit, is not used then. */
+static int check_numbers(const json_t *args, struct rp_error *err)
+{
+    for (const struct number_arg *a = numbers; a < numbers + sizeof(numbers) / sizeof(numbers[0]); a++) {
+        const struct rp_opt *o = rp_pair_option(a->option);
+        int rc = check_number("protect", args, a->key, o->min / a->unit, o->max / a->unit, err);
+        if (rc < 0)
+            return rc;
     }
     return 0;
 }
@@ -45,10 +55,10 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
         .protect = text(a, "uri"), .lease = text(a, "lease"), .key_path = text(a, "key-file"),
         .lease_ttl_ns = number(a, "lease-ttl-ms", 0) * 1000000u, .epoch_ns = number(a, "epoch-us", 0) * 1000u,
         .latency_ns = number(a, "latency-us", 0) * 1000u, .bandwidth_bytes_s = number(a, "bandwidth", 0),
-        .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 1),
+        .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 0),
         .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u, .capture = text(a, "capture"),
     };
-    int rc = check_ranges("protect", a, err);
+    int rc = check_numbers(a, err);
     if (rc < 0)
         return rc;
     if (on_loss && strcmp(on_loss, "run") != 0 && strcmp(on_loss, "pause") != 0)
@@ -57,8 +67,7 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
     if (o.capture && !rp_capture_choice_parse(o.capture, &choice))
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: capture \"%s\": not one of auto, stop-and-copy, copy-on-write", o.capture);
     o.pause_on_loss = on_loss && strcmp(on_loss, "pause") == 0;
-    if (o.lanes < 1 || o.lanes > RP_LANES_MAX)
-        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: streams %u: between 1 and %u are possible", o.lanes, RP_LANES_MAX);
+    o.lanes = o.lanes ? o.lanes : 1;
     return rp_protection_start(call->ctx, &o, json_is_true(json_object_get(a, "patient")), err);
 }
 
@@ -88,7 +97,7 @@ static int cmd_failover(struct rp_qmp_call *call, struct rp_error *err)
 {
     struct rp_vm *vm = call->ctx;
     const char *id = NULL;
-    int rc = check_ranges("failover", call->args, err);
+    int rc = check_number("failover", call->args, "timeout-ms", 1, INT32_MAX, err);
     if (rc < 0)
         return rc;
     if (json_is_true(json_object_get(call->args, "force")))
