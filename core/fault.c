@@ -53,12 +53,15 @@ bool rp_fault(enum rp_fault_point point)
         rp_fault_reload();
         a = atomic_load_explicit(&armed, memory_order_relaxed);
     }
-    if (a != (int)point || atomic_fetch_sub(&left, 1) != 1)
+    if (a != (int)point)
+        return false;
+    int act = atomic_load(&action);     /* now: who sees that it fired may arm another at once */
+    if (atomic_fetch_sub(&left, 1) != 1)
         return false;
     say(point);
-    if (atomic_load(&action) == ACT_KILL)
+    if (act == ACT_KILL)
         kill(getpid(), SIGKILL);
-    if (atomic_load(&action) == ACT_STALL) {
+    if (act == ACT_STALL) {
         sleep(1);
         return false;
     }

@@ -10,6 +10,7 @@ import time
 
 from . import process
 from .agent import Agent, HostDied
+from .examine import examine
 from .qmp import Qmp, QmpError
 
 # Position in addresses: 10.9.0.N on the replication network, 10.10.0.N on the one that clients use.
@@ -96,7 +97,7 @@ class Host:
         self.loading = snapshot is not None
         self._spawn(incoming=self.loading)
         if self.loading:
-            with self._qmp() as qmp:
+            with self.monitor() as qmp:
                 qmp.command("migrate-incoming", uri=f"exec:cat {snapshot}")
 
     def make_snapshot(self):
@@ -155,6 +156,7 @@ class Host:
         try:
             rc = job.wait(timeout_s)
         except TimeoutError:
+            examine(self)
             job.kill()
             raise
         if check and rc:
@@ -231,7 +233,8 @@ class Host:
             self.process = process.spawn([str(argument) for argument in arguments], stdout=log, stderr=subprocess.STDOUT)
         self.lab.note_process(self.process.pid, f"host {self.role}")
 
-    def _qmp(self):
+    def monitor(self):
+        """The emulator's own monitor, for a with statement; it takes one client at a time."""
         try:
             return _Closing(Qmp(self.directory / "qmp"))
         except QmpError as error:
@@ -239,7 +242,7 @@ class Host:
 
     def _go_on(self):
         """Let the machine run once its snapshot is loaded: it was saved stopped, so it comes back stopped."""
-        with self._qmp() as qmp:
+        with self.monitor() as qmp:
             qmp.migration_ended(LOAD_TIMEOUT_S)
             qmp.command("cont")
 
@@ -270,7 +273,7 @@ class Host:
             self._connect(BOOT_TIMEOUT_S)
             self._prepare()
             self.agent.close()
-            with self._qmp() as qmp:
+            with self.monitor() as qmp:
                 qmp.command("stop")
                 qmp.command("migrate-set-parameters", max_bandwidth=1 << 40)
                 qmp.command("migrate", uri=f"exec:cat > {part}")
