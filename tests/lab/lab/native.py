@@ -31,7 +31,7 @@ ip addr add 10.10.0.{number}/16 dev br0
 class NativeHost:
     """The interface of Host; see there."""
 
-    def __init__(self, lab, role, memory_mib=0, cpus=0):    # pylint: disable=unused-argument
+    def __init__(self, lab, role, memory_mib=0):    # pylint: disable=unused-argument
         self.lab = lab
         self.role = role
         self.number = ROLES[role]

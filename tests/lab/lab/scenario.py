@@ -53,7 +53,7 @@ class Lab:
     # -- hosts -----------------------------------------------------------------------------------------------------
 
     def hosts(self, *roles, **options):
-        """Start hosts ("a", "b", "client") side by side; options as Host takes them (memory_mib, cpus)."""
+        """Start hosts ("a", "b", "client") side by side; options as Host takes them (memory_mib)."""
         began = time.monotonic()
         hosts = []
         for role in roles:

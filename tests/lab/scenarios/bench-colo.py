@@ -17,7 +17,7 @@ ROWS = (("gap_p50_ms", "pause p50, ms", False), ("gap_p99_ms", "pause p99, ms", 
 
 def run(lab):
     lab.need_reprise("run", "standby", "protect", "status")
-    (a,) = lab.hosts("a", cpus=2)
+    (a,) = lab.hosts("a")
     for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/lab/lab/qmp.py"):
         shutil.copy(path, lab.shared / path.name)
     scaled = {"rates": "1000,50000,200000", "ram": 1024, "ws": 256, "gap": 50, "heartbeat": 20} if lab.native else \

@@ -57,7 +57,7 @@ def memory(a, comparison):
 
 def run(lab):
     comparison = Comparison(lab)
-    (a,) = lab.hosts("a", cpus=2)
+    (a,) = lab.hosts("a")
     a.run(f"cat {GUEST} /mnt/build/reprise $(which qemu-system-x86_64) > /dev/null")
     start_times(lab, a, comparison)
     memory(a, comparison)

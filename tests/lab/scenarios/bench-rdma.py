@@ -36,7 +36,7 @@ def bulk(lab, a, b, scheme, seconds, lanes):
 def run(lab):
     if not (lab.build / "tests" / "bench" / "link-peer").exists():
         raise lab.Skip("build/tests/bench/link-peer is not built")
-    a, b = lab.hosts("a", "b") if lab.word("hosts", 2) == 2 else lab.hosts("a", cpus=2) * 2
+    a, b = lab.hosts("a", "b") if lab.word("hosts", 2) == 2 else lab.hosts("a") * 2
     seconds, lanes = lab.word("seconds", 8), lab.word("lanes", 1)
     for _ in range(lab.word("rounds", 2)):
         base = ib_write_bw(lab, a, b, seconds, 262144)

@@ -19,7 +19,7 @@ def known(cases, rate, monitor, key):
 
 def run(lab):
     lab.need_reprise("run", "checkpoint")
-    (a,) = lab.hosts("a", cpus=2)
+    (a,) = lab.hosts("a")
     for path in (ROOT / "tests/bench/pair.py", ROOT / "tests/bench/snapshot.py", ROOT / "tests/lab/lab/qmp.py"):
         shutil.copy(path, lab.shared / path.name)
     scaled = {"rates": "1000,20000", "ram": 1024, "ws": 960, "gap": 200} if lab.native else {"rates": "100,1000", "ram": 128, "ws": 96, "gap": 1000}

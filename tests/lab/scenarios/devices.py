@@ -94,7 +94,7 @@ def press(lab, guest):
 def run(lab):
     lab.need_reprise("run")
     cpus = lab.word("cpus", 2)
-    (a,) = lab.hosts("a", cpus=2)
+    (a,) = lab.hosts("a")
     guest = UserGuest(lab, kernel="vmlinux", initrd="guest-base.cpio", mode="idle", memory_mib=256, cpus=cpus)
     guest.warm(a)
     guest.start(a)

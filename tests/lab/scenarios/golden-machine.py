@@ -16,7 +16,7 @@ def status(host):
 
 def run(lab):
     lab.need_reprise("run", "checkpoint", "restore", "status", "quit", "inspect")
-    (a,) = lab.hosts("a", cpus=2)
+    (a,) = lab.hosts("a")
     a.run("truncate -s 1M /tmp/golden.disk; ip tuntap add tapg mode tap vnet_hdr; ip link set tapg up")
     # The first cut fails (a fault point): the VM runs on, and the next one succeeds.
     vm = a.background("RP_FAULT=cut:1 exec reprise run --name golden --memory 8M --cpus 2 --kernel /mnt/build/guests/idle.elf"
