@@ -23,6 +23,8 @@ RP_TABLE(rp_cpuid_table, "cpuid", 1, struct rp_cpuid,
 #define L1_ECX_TSC_DEADLINE BIT(24)
 #define L1_ECX_HYPERVISOR BIT(31)
 #define L1_EDX_HTT BIT(28)
+#define L80000001_ECX_CMP_LEGACY BIT(1)     /* AMD: more than one core; what HTT says on Intel's */
+#define L0_EBX_AUTH 0x68747541u             /* "Auth"enticAMD */
 #define L80000007_EDX_INVARIANT_TSC BIT(8)
 
 /* Paravirtual features of leaf 0x40000001 that are not offered: the old clock MSRs (0; 3 is the new pair), asynchronous page faults (4, 10, 14) have completions
@@ -61,13 +63,16 @@ static uint32_t id_bits(unsigned vcpus)
 static void set_topology(struct rp_cpuid *c, unsigned vcpus)
 {
     static const uint32_t extended[] = {0xb, 0x1f};
-    struct rp_cpuid_entry *e = find(c, 1, 0);
-    uint32_t max = find(c, 0, 0) ? find(c, 0, 0)->eax : 0;
+    struct rp_cpuid_entry *e = find(c, 1, 0), *vendor = find(c, 0, 0);
+    uint32_t max = vendor ? vendor->eax : 0;
 
     if (e) {
         e->ebx = (e->ebx & 0xff00ffffu) | (vcpus & 0xff) << 16;
         e->edx = vcpus > 1 ? e->edx | L1_EDX_HTT : e->edx & ~L1_EDX_HTT;
     }
+    e = find(c, 0x80000001, 0);
+    if (e)
+        e->ecx = vcpus > 1 && vendor && vendor->ebx == L0_EBX_AUTH ? e->ecx | L80000001_ECX_CMP_LEGACY : e->ecx & ~L80000001_ECX_CMP_LEGACY;
     for (uint32_t i = 0; i < c->n; i++)     /* cache leaf: cores per package; a cache is one core's, the last level's shared */
         if (c->e[i].function == 4 && (c->e[i].eax & 0x1f)) {
             uint32_t shared = ((c->e[i].eax >> 5) & 7) >= 3 ? (1u << id_bits(vcpus)) - 1 : 0;
@@ -205,7 +210,7 @@ static const struct feature_leaf {
     {0xd, 0, EAX, 0, "cpuid.d.eax (XCR0)"},
     {0xd, 0, EDX, 0, "cpuid.d.edx (XCR0)"},
     {0xd, 1, EAX, 0, "cpuid.d.1.eax"},
-    {0x80000001, 0, ECX, 0, "cpuid.80000001.ecx"},
+    {0x80000001, 0, ECX, L80000001_ECX_CMP_LEGACY, "cpuid.80000001.ecx"},
     {0x80000001, 0, EDX, 0, "cpuid.80000001.edx"},
     {0x80000008, 0, EBX, 0, "cpuid.80000008.ebx"},
     {0x80000021, 0, EAX, 0, "cpuid.80000021.eax"},

@@ -135,6 +135,10 @@ Test(machine, features_that_a_host_lacks_are_named)
         cr_assert_eq(rp_cpuid_compatible(want, host, &err), -EOPNOTSUPP, "%s", features[i].name);
         cr_assert_eq(rp_cpuid_compatible(want, want, &err), 0, "%s", features[i].name);
     }
+    want->e[0] = (struct rp_cpuid_entry){.function = 1, .edx = 1u << 28};               /* HTT, CmpLegacy: how many cores there are */
+    want->e[1] = (struct rp_cpuid_entry){.function = 0x80000001, .ecx = 1u << 1};
+    want->n = 2;
+    cr_assert_eq(rp_cpuid_compatible(want, host, &(struct rp_error){0}), 0, "the guest's cores are not the host's");
     free(want);
     free(host);
 }
