@@ -3,10 +3,12 @@
 #include "tools/version.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const struct rp_verb *const rp_verbs[] = {
     &rp_verb_run,
@@ -66,8 +68,17 @@ static int run_verb(const struct rp_verb *v, int argc, char **argv)
     return rc >= 0 ? rc : err.exit != RP_EXIT_DONE ? (int)err.exit : RP_EXIT_FAILED;
 }
 
+/* A standard stream that was closed stays one that fails: else the next descriptor has its number, and what is said is written there, be it guest RAM. */
+static void keep_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0)
+            _exit(RP_EXIT_HOST);
+}
+
 int main(int argc, char **argv)
 {
+    keep_streams();
     /* By default every few threads have an arena of their own, which keeps what is freed in it: 10 MiB and more in a process that lives long. */
     (void)mallopt(M_ARENA_MAX, 2);
     /* A file that would be longer than `ulimit -f` is an error (EFBIG) with a sentence, not the end of a VM. */

@@ -468,6 +468,25 @@ def walk_empty_command_line(w):
     w.boot("vm", "--append", "")
 
 
+def walk_closed_streams(w):
+    """Standard streams that are closed are not taken for something else"""
+    vm = w.boot("vm")
+    w.ask("checkpoint", "vm", f"file:{w.folder}/image", "--quit")
+    check(vm.end(0) == DONE, vm.text())
+    closed = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', str(w.reprise)]
+    vm = subprocess.Popen([*closed, "restore", f"file:{w.folder}/image", "--serial", "stdio"], env=w.env, cwd=w.folder)
+    try:
+        w.until(lambda: w.status("vm").get("status") == "running", "vm runs")
+        links = [os.readlink(f"/proc/{vm.pid}/fd/{n}") for n in range(3)]
+        check(links == ["/dev/null"] * 3, f"they are {links}")
+    finally:
+        vm.kill()
+        vm.wait()
+    done = subprocess.run([*closed[:2], 'exec "$0" "$@" >&-', str(w.reprise), "help"], stderr=subprocess.PIPE, text=True, check=False)
+    check(done.returncode == FAILED, f"exit code {done.returncode}")
+    must_say(done.stderr, "^reprise help: standard output: Bad file descriptor$")
+
+
 def main():
     reprise = pathlib.Path(sys.argv[1]).resolve()
     guests = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else reprise.parent / "guests").resolve()
