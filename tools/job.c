@@ -215,7 +215,9 @@ int rp_job_start(struct rp_jobs *j, const struct rp_job_kind *kind, const char *
     if (id)
         snprintf(job->id, sizeof(job->id), "%s", id);
     else
-        snprintf(job->id, sizeof(job->id), "%s-%u", kind->type, ++j->made);
+        do      /* a client may have given that one */
+            snprintf(job->id, sizeof(job->id), "%s-%u", kind->type, ++j->made);
+        while (job_find(j, job->id));
     say_status(job, CREATED);
     rc = rp_thread_start(&job->thread, "job", job_thread, job, err);
     if (rc < 0) {

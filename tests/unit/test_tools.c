@@ -290,3 +290,19 @@ Test(jobs, an_id_that_cannot_be_one)
     rp_jobs_destroy(jobs);
     rp_events_destroy(events);
 }
+
+/* Who waits for a job by its id would take another's end for its own. */
+Test(jobs, no_two_have_one_id)
+{
+    static const struct rp_job_kind kind = {.type = "nothing", .run = no_work, .free = free};
+    struct rp_error err = {0};
+    struct rp_jobs *jobs = NULL;
+    struct rp_events *events = NULL;
+    const char *id = NULL;
+    cr_assert(rp_events_create(16, &events) == 0 && rp_jobs_create(events, &jobs, &err) == 0, "%s", err.text);
+    cr_assert_eq(rp_job_start(jobs, &kind, "nothing-1", false, NULL, NULL, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_job_start(jobs, &kind, NULL, false, NULL, &id, &err), 0, "%s", err.text);
+    cr_assert_str_eq(id, "nothing-2");
+    rp_jobs_destroy(jobs);
+    rp_events_destroy(events);
+}
