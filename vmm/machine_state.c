@@ -145,9 +145,11 @@ static int vsock_from(const struct rp_sections *s, struct rp_vsock_config *cfg, 
     return cfg->path ? rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "--vsock %s: the VM has no vsock device", cfg->path) : 0;
 }
 
-/* What the user says of a disk or a card has to be so: a guest that finds two disks exchanged writes to the wrong one. */
+/* What the user says of a disk, a card or a console has to be so: a guest that finds two disks exchanged writes to the wrong one. */
 static int check_said(const struct rp_machine_state *st, const struct rp_machine_config *cfg, struct rp_error *err)
 {
+    if (cfg->has_console && !st->has_console)
+        return rp_error_exit(err, RP_EXIT_USAGE, EBADMSG, "--console: the VM has no virtio console; leave it out");
     for (unsigned i = 0; i < st->ndisks; i++) {
         const struct rp_disk_config *d = &cfg->disks[i];
 

@@ -468,6 +468,17 @@ def walk_empty_command_line(w):
     w.boot("vm", "--append", "")
 
 
+def walk_devices_that_are_not_the_vms(w):
+    """A VM is not restored with a console that it does not have"""
+    for name, words in (("bare", ()), ("full", ("--console", "null"))):
+        w.boot(name, *words)
+        w.ask("checkpoint", name, f"file:{w.folder}/{name}", "--quit")
+    for option in (("--console", "null"), ("--vsock", f"{w.folder}/v")):
+        must_say(w.ask("restore", f"file:{w.folder}/bare", *option, code=USAGE), f"^reprise restore: {w.folder}/bare: {option[0]}.*: the VM has no ")
+    vm = w.start("restore", f"file:{w.folder}/full", "--console", f"file:{w.folder}/said")
+    w.until(lambda: w.status("full").get("status") == "running", "it runs", vm)
+
+
 def walk_closed_streams(w):
     """Standard streams that are closed are not taken for something else"""
     vm = w.boot("vm")
