@@ -249,7 +249,8 @@ static int open_file(struct raw *r, const struct rp_disk_config *cfg, struct rp_
     if (flags < 0)
         return rp_error_set(err, errno, "disk descriptor %d: %m", cfg->fd);
     if (!cfg->readonly && (flags & O_ACCMODE) != O_RDWR)
-        return rp_error_set(err, EACCES, "disk descriptor %d: is not open for reading and writing", cfg->fd);
+        return rp_error_exit(err, RP_EXIT_USAGE, EACCES, "disk descriptor %d: is not open for reading and writing; whoever starts reprise has to open "
+                             "it so%s", cfg->fd, (flags & O_ACCMODE) == O_RDONLY ? " (ro attaches it read-only)" : "");
     r->fd = cfg->fd;
     return 0;
 }
@@ -266,10 +267,11 @@ static int measure(struct raw *r, struct rp_error *err)
     } else if (S_ISREG(st.st_mode)) {
         r->d.size_bytes = (uint64_t)st.st_size;
     } else {
-        return rp_error_set(err, EINVAL, "disk %s: neither a file nor a block device", r->name);
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "disk %s: neither a file nor a block device; give one of these", r->name);
     }
     if (r->d.size_bytes < 512)
-        return rp_error_set(err, EINVAL, "disk %s: is empty (make one with: truncate -s 10G FILE)", r->name);
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "disk %s: %s (make one with: truncate -s 10G FILE)", r->name,
+                             r->d.size_bytes ? "is shorter than a sector of 512 bytes" : "is empty");
     return 0;
 }
 

@@ -23,7 +23,7 @@ static int open_fd(int fd, unsigned pairs, struct rp_loop *loop, struct rp_net *
         return rp_net_stream_open(NULL, fd, loop, out, err);
     if (type == SOCK_DGRAM || type == SOCK_SEQPACKET)
         return rp_net_dgram_open(fd, loop, out, err);
-    return rp_error_set(err, EINVAL, "network descriptor %d: neither a tap nor a socket", fd);
+    return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "network descriptor %d: neither a tap nor a socket; whoever starts reprise has to pass one on", fd);
 }
 
 int rp_net_open(const struct rp_nic_config *cfg, unsigned pairs, struct rp_loop *loop, struct rp_net **out, struct rp_error *err)

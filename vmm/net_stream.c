@@ -297,7 +297,7 @@ static int attach(struct stream *s, const char *path, int fd, struct rp_error *e
         return 0;
     }
     if (strlen(path) >= sizeof(s->path))
-        return rp_error_set(err, ENAMETOOLONG, "network %s: the path is longer than %zu bytes", path, sizeof(s->path) - 1);
+        return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "network %s: the path is longer than %zu bytes", path, sizeof(s->path) - 1);
     memcpy(s->path, path, strlen(path));
     rc = connect_path(s);
     if (rc)

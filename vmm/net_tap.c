@@ -220,8 +220,8 @@ static int adopt(struct tap *t, int fd, struct rp_error *err)
         return rp_error_set(err, errno, "network descriptor %d: %m", fd);
     snprintf(t->name, sizeof(t->name), "%s", ifr.ifr_name);
     if (!(ifr.ifr_flags & IFF_TAP) || !(ifr.ifr_flags & IFF_VNET_HDR))
-        return rp_error_set(err, EINVAL, "tap %s: was opened %s", t->name,
-                            ifr.ifr_flags & IFF_TAP ? "without IFF_VNET_HDR" : "as a tun, not as a tap");
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "tap %s: was opened %s; whoever passes it on has to open it with IFF_TAP, IFF_NO_PI and "
+                             "IFF_VNET_HDR", t->name, ifr.ifr_flags & IFF_TAP ? "without IFF_VNET_HDR" : "as a tun, not as a tap");
     if (fcntl(fd, F_SETFL, O_NONBLOCK | O_RDWR))
         return rp_error_set(err, errno, "tap %s: %m", t->name);
     t->pairs[0].fd = fd;
@@ -241,8 +241,10 @@ int rp_net_tap_open(const char *name, int fd, unsigned pairs, struct rp_loop *lo
         t->pairs[i] = (struct tap_pair){.tap = t, .n = i, .fd = -1, .attached = true};
     if (fd >= 0) {
         rc = adopt(t, fd, err);
-    } else if (strlen(name) >= IFNAMSIZ || pairs > RP_NET_PAIRS_MAX) {
-        rc = rp_error_set(err, EINVAL, "tap %s: the name or the number of queues is too large", name);
+    } else if (strlen(name) >= IFNAMSIZ) {
+        rc = rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "tap %s: an interface's name has at most %d bytes", name, IFNAMSIZ - 1);
+    } else if (pairs > RP_NET_PAIRS_MAX) {
+        rc = rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "tap %s: %u queues, at most %u are possible", name, pairs, RP_NET_PAIRS_MAX);
     } else {
         snprintf(t->name, sizeof(t->name), "%.*s", IFNAMSIZ - 1, name);
         for (unsigned i = 0; rc == 0 && i < pairs; i++)
