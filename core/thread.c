@@ -73,6 +73,12 @@ void rp_thread_behind(void)
         rp_log(RP_LOG_DEBUG, "a thread cannot give way: %s", strerror(errno));
 }
 
+bool rp_end_is_asked(void)
+{
+    sigset_t set;
+    return sigpending(&set) == 0 && (sigismember(&set, SIGINT) || sigismember(&set, SIGTERM));
+}
+
 int rp_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns)
 {
     struct timespec ts = rp_timespec(until_ns);

@@ -19,6 +19,10 @@
  */
 int rp_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg), void *arg, struct rp_error *err) RP_MUST_CHECK;
 
+/* Has the process been asked to end (SIGINT, SIGTERM), and nobody looked yet? The signals stay pending. For what takes long while a VM is being
+ * made; they are blocked then. Any thread. */
+bool rp_end_is_asked(void);
+
 /* Waits, with `lock` held, until a time of rp_clock_ns at most. 0: woken, or for no reason; -ETIMEDOUT. */
 int rp_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_ns);
 

@@ -117,8 +117,8 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
     vm.options = o;
     if (rc == 0)
         rc = take_lease(&vm, o, err);
-    if (rc == 0)
-        rc = make(&vm, o, ctx, err);
+    if (rc == 0 && (rc = make(&vm, o, ctx, err)) < 0)
+        (void)rp_vm_signalled(&vm);     /* that may be why */
     if (rc == 0 && o->pidfile)
         rc = pidfile_write(o->pidfile, &wrote, err);    /* before the sandbox closes the file system */
     if (rc == 0)

@@ -34,7 +34,7 @@ static const char *const allowed[] = {
     "futex", "futex_waitv", "set_robust_list", "get_robust_list", "rseq", "sched_yield", "sched_getscheduler", "sched_getaffinity", "sched_setaffinity",
     "getcpu", "gettid", "getpid", "getppid", "exit", "exit_group", "membarrier", "set_tid_address", "arch_prctl", "clock_gettime",
     "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn",
-    "rt_sigtimedwait", "rt_sigsuspend", "sigaltstack", "restart_syscall",
+    "rt_sigtimedwait", "rt_sigpending", "rt_sigsuspend", "sigaltstack", "restart_syscall",
     /* looking at oneself */
     "getuid", "geteuid", "getgid", "getegid", "getrlimit", "getrusage", "uname", "sysinfo", "getrandom", "times",
 };

@@ -1,5 +1,7 @@
-/* An NBD export through libnbd's asynchronous calls. The contract is in disk.h; the URI is libnbd's (nbd_connect_uri(3)). */
+/* An NBD export through libnbd's asynchronous calls. The contract is in disk.h; the URI is libnbd's (nbd_aio_connect(3)). */
+#include "core/clock.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "vmm/disk.h"
 #include "vmm/loop.h"
 #include "vmm/machine.h"
@@ -9,6 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+
+#define CONNECT_NS 10000000000ull
+#define CONNECT_LOOK_MS 100             /* between two looks at whether to go on */
 
 struct nbd {
     struct rp_disk d;
@@ -182,6 +187,25 @@ static int negotiate(struct nbd *n, struct rp_error *err)
     return 0;
 }
 
+/* A server that takes the connection and says nothing holds up a start, or a takeover, which tries again. */
+static int connect_to(struct nbd *n, const char *uri, struct rp_error *err)
+{
+    uint64_t end = rp_clock_ns() + CONNECT_NS;
+
+    if (nbd_aio_connect_uri(n->h, uri) < 0)
+        return nbd_error(n, err, "cannot connect");
+    while (nbd_aio_is_connecting(n->h) == 1) {
+        if (rp_end_is_asked())
+            return rp_error_set(err, ECANCELED, "disk %s: interrupted", n->uri);
+        if (rp_clock_ns() >= end)
+            return rp_error_exit(err, RP_EXIT_HOST, ETIMEDOUT, "disk %s: the server does not answer within %u s; see that it runs", n->uri,
+                                 (unsigned)(CONNECT_NS / 1000000000u));
+        if (nbd_poll(n->h, CONNECT_LOOK_MS) < 0)
+            return nbd_error(n, err, "cannot connect");
+    }
+    return nbd_aio_is_ready(n->h) == 1 ? 0 : nbd_error(n, err, "cannot connect");
+}
+
 int rp_disk_nbd_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err)
 {
     struct nbd *n = calloc(1, sizeof(*n));
@@ -199,11 +223,9 @@ int rp_disk_nbd_open(const struct rp_disk_config *cfg, struct rp_loop *loop, str
         rc = nbd_error(n, err, "libnbd");
         goto free_nbd;
     }
-    if (nbd_connect_uri(n->h, cfg->path) < 0) {
-        rc = nbd_error(n, err, "cannot connect");
-        goto close_nbd;
-    }
-    rc = negotiate(n, err);
+    rc = connect_to(n, cfg->path, err);
+    if (rc == 0)
+        rc = negotiate(n, err);
     if (rc)
         goto close_nbd;
     n->fd = nbd_aio_get_fd(n->h);

@@ -111,6 +111,19 @@ static uint8_t *reserve(uint64_t end_bytes)
     return p + head;
 }
 
+/* In steps: with cold memory 64 GiB take minutes. */
+static int populate(uint8_t *at, size_t left)
+{
+    for (size_t n; left > 0; at += n, left -= n) {
+        n = left < POPULATE_STEP ? left : POPULATE_STEP;
+        if (rp_end_is_asked())
+            return -ECANCELED;
+        if (madvise(at, n, MADV_POPULATE_WRITE) != 0)
+            return -errno;
+    }
+    return 0;
+}
+
 static int map_region(const struct rp_guest_ram *ram, const struct rp_ram_region *r, const struct rp_ram_config *cfg,
                       struct rp_error *err)
 {
@@ -125,9 +138,8 @@ static int map_region(const struct rp_guest_ram *ram, const struct rp_ram_region
     (void)madvise(want, len, MADV_DONTDUMP);
     if (cfg->thp)
         (void)madvise(want, len, MADV_HUGEPAGE);
-    if (cfg->populate && !cfg->behind && madvise(want, len, MADV_POPULATE_WRITE) != 0)
-        return rp_error_exit(err, RP_EXIT_HOST, errno, "guest RAM: populating %zu bytes: %m", len);
-    return 0;
+    int rc = cfg->populate && !cfg->behind ? populate(want, len) : 0;
+    return rc < 0 ? rp_error_exit(err, RP_EXIT_HOST, rc, "guest RAM: populating %zu bytes: %s", len, strerror(-rc)) : 0;
 }
 
 /* --- faulting in behind what is going on: with cold memory a GiB takes seconds, and whoever sends us pages would wait for it --- */

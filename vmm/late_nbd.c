@@ -7,12 +7,15 @@
 
 #define LIB "libnbd.so.0"
 
+RP_LATE(LIB, int, -1, nbd_aio_connect_uri, (struct nbd_handle *h, const char *uri), (h, uri))
 RP_LATE(LIB, int64_t, -1, nbd_aio_flush, (struct nbd_handle *h, nbd_completion_callback done, uint32_t flags), (h, done, flags))
 RP_LATE(LIB, unsigned, 0, nbd_aio_get_direction, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_get_fd, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_in_flight, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_is_closed, (struct nbd_handle *h), (h))
+RP_LATE(LIB, int, -1, nbd_aio_is_connecting, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_is_dead, (struct nbd_handle *h), (h))
+RP_LATE(LIB, int, -1, nbd_aio_is_ready, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_notify_read, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_aio_notify_write, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int64_t, -1, nbd_aio_pread, (struct nbd_handle *h, void *buf, size_t count, uint64_t offset, nbd_completion_callback done, uint32_t flags), (h, buf, count, offset, done, flags))
@@ -22,7 +25,6 @@ RP_LATE(LIB, int64_t, -1, nbd_aio_zero, (struct nbd_handle *h, uint64_t count, u
 RP_LATE(LIB, int, -1, nbd_can_flush, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_can_trim, (struct nbd_handle *h), (h))
 RP_LATE(LIB, int, -1, nbd_can_zero, (struct nbd_handle *h), (h))
-RP_LATE(LIB, int, -1, nbd_connect_uri, (struct nbd_handle *h, const char *uri), (h, uri))
 RP_LATE(LIB, struct nbd_handle *, NULL, nbd_create, (void), ())
 RP_LATE(LIB, int, ENOENT, nbd_get_errno, (void), ())
 RP_LATE(LIB, const char *, LIB " is not installed (Debian: libnbd0)", nbd_get_error, (void), ())

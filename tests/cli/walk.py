@@ -479,6 +479,21 @@ def walk_devices_that_are_not_the_vms(w):
     w.until(lambda: w.status("full").get("status") == "running", "it runs", vm)
 
 
+def walk_a_disk_that_does_not_answer(w):
+    """A start that waits for an NBD server ends with a signal, and by itself"""
+    server = socket.create_server(("127.0.0.1", 0))
+    uri = f"nbd://127.0.0.1:{server.getsockname()[1]}/disk"
+    for number, code in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, DONE), (0, HOST)):
+        vm = w.boot("vm", "--disk", uri, wait=False)
+        server.settimeout(WAIT_S)
+        client, _ = server.accept()
+        check(vm.end(number) == code, f"signal {number}: exit code {vm.process.returncode}, not {code}: {vm.text()}")
+        check(not (w.folder / "rt" / "vm.sock").exists(), f"signal {number}: it leaves its socket behind")
+        check(not number or not vm.text(), f"signal {number}: it says {vm.text()}")
+        client.close()
+    check(vm.text() == f"reprise run: disk {uri}: the server does not answer within 10 s; see that it runs\n", vm.text())
+
+
 def walk_closed_streams(w):
     """Standard streams that are closed are not taken for something else"""
     vm = w.boot("vm")

@@ -5,6 +5,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -49,6 +51,24 @@ static uint64_t held(uint64_t *first)
         cr_assert(rp_ram_contains(&ram.view, g, 1), "frame 0x%lx is no RAM", g);
     rp_pageset_fini(&set);
     return n;
+}
+
+/* Who wants the process to end does not wait until all memory is there. */
+Test(guest_ram, populating_ends_with_a_signal)
+{
+    struct rp_ram_config cfg = {.size_bytes = 16 << 20, .populate = true};
+    struct rp_error err = {0};
+    sigset_t set;
+    int number = 0;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    cr_assert_eq(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+    cr_assert_eq(kill(getpid(), SIGTERM), 0);
+    cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), -ECANCELED, "%s", err.text);
+    cr_assert_eq(sigwait(&set, &number), 0, "the signal is still to be taken");
+    cr_assert_eq(rp_guest_ram_init(&ram, &cfg, &err), 0, "%s", err.text);
+    rp_guest_ram_fini(&ram);
 }
 
 /* 64 GiB are an address range and bookkeeping until they are used. */
