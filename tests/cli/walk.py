@@ -463,6 +463,16 @@ def walk_pidfile(w):
     check(not pidfile.exists(), "it is there after the VM has failed")
 
 
+def walk_reset(w):
+    """A guest that resets itself is reset once, whatever it tries until it stands still"""
+    said = w.folder / "serial"
+    vm = w.boot("vm", "--serial", f"file:{said}", append="log=1 run=200ms end=reset", env={**w.env, "RP_FAULT": "guest-asks:1:stall"})
+    w.until(lambda: said.exists() and said.read_text().count("guest: done") >= 3, "three resets", vm)
+    w.ask("pause", "vm")
+    resets, done = w.ask("history", "vm").count("  RESET "), said.read_text().count("guest: done")
+    check(resets <= done, f"{resets} resets of a guest that was done {done} times")
+
+
 def walk_empty_command_line(w):
     """A kernel's command line may be empty"""
     w.boot("vm", "--append", "")
