@@ -84,6 +84,18 @@ void rp_qmp_client_greet(struct rp_qmp_client *c)
 
 /* --- input --- */
 
+/* The greeting offers no capability, so that none can be asked for. */
+static int may_enable(const json_t *args, struct rp_error *err)
+{
+    const json_t *list = json_object_get(args, "enable");
+    if ((args && !json_is_object(args)) || json_object_size(args) > (list ? 1 : 0) || (list && !json_is_array(list)))
+        return rp_error_set(err, EINVAL, "qmp_capabilities takes the list \"enable\" and nothing else");
+    if (json_array_size(list) == 0)
+        return 0;
+    const char *first = json_string_value(json_array_get(list, 0));
+    return rp_error_set(err, EINVAL, "qmp_capabilities: \"%.64s\" is not available: the greeting offers no capability", first ? first : "");
+}
+
 /* What is answered here: negotiation, and what is no command. True: it was; else it is the control thread's. */
 static bool answered_here(struct rp_qmp_client *c, json_t *message)
 {
@@ -104,6 +116,8 @@ static bool answered_here(struct rp_qmp_client *c, json_t *message)
     } else if (!negotiates) {
         rp_error_set(&err, EINVAL, "%.64s: capabilities come first: send qmp_capabilities", name);
         refuse(c, "CommandNotFound", &err, id);
+    } else if (may_enable(json_object_get(message, "arguments"), &err) < 0) {
+        refuse(c, "GenericError", &err, id);
     } else {
         c->negotiated = true;
         say(c, rp_qmp_return_text(NULL, id));

@@ -143,6 +143,24 @@ Test(qmp, negotiation_comes_first_and_once)
     go(&g);
 }
 
+/* A client that was told that it has a capability would use it. */
+Test(qmp, no_capability_can_be_enabled)
+{
+    struct guest g = come();
+    json_decref(hear(&g));
+    expect(&g, "{\"execute\": \"qmp_capabilities\", \"arguments\": {\"enable\": [\"oob\"]}, \"id\": 1}",
+           "{'error': {'class': 'GenericError', 'desc': 'qmp_capabilities: \\u0022oob\\u0022 is not available: the greeting offers no capability'}, "
+           "'id': 1}");
+    static const char *const none[] = {"{\"enable\": 1}", "{\"disable\": []}", "[]"};
+    for (unsigned i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
+        char text[100];
+        snprintf(text, sizeof(text), "{\"execute\": \"qmp_capabilities\", \"arguments\": %s}", none[i]);
+        expect(&g, text, "{'error': {'class': 'GenericError', 'desc': 'qmp_capabilities takes the list \\u0022enable\\u0022 and nothing else'}}");
+    }
+    expect(&g, "{\"execute\": \"qmp_capabilities\", \"arguments\": {\"enable\": []}}", "{'return': {}}");
+    go(&g);
+}
+
 Test(qmp, arguments_agree_with_the_table)
 {
     struct guest g = negotiate();
