@@ -55,9 +55,12 @@ static bool has_descriptors(const struct rp_machine_config *m)
     return any;
 }
 
-static int check_pair(const struct rp_vm_options *o, struct rp_error *err)
+static int check_options(const struct rp_vm_options *o, struct rp_error *err)
 {
     struct rp_uri uri;
+    if (!o->machine.kernel && (o->machine.initrd || o->machine.cmdline))
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%s needs --kernel, the kernel that a reset boots; give it, or leave both out",
+                             o->machine.initrd ? "--initrd" : "--append");
     if (o->pair.protect && rp_uri_parse(o->pair.protect, &uri, err) < 0)
         return rp_error_wrap(err, "--protect");
     if (o->pair.protect && !o->pair.lease)
@@ -73,7 +76,7 @@ static int check_pair(const struct rp_vm_options *o, struct rp_error *err)
 /* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
 static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int rc = check_pair(o, err);
+    int rc = check_options(o, err);
     if (rc == 0)
         rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
     return rc == 0 && !o->pair.waits ? rp_vm_fence_take(vm, err) : rc;

@@ -141,6 +141,8 @@ def cases(folder, guests, golden):
                "unix:/nowhere/s", "--lease", "none", "--protect", "b")
     yield Case("a standby at no place", USAGE, '^reprise standby: --listen: "b": unknown kind of address', "standby", "--name", "x", "--listen", "b",
                "--lease", "none")
+    yield Case("a standby with an initrd and no kernel", USAGE, "^reprise standby: --initrd needs --kernel, .*; give it", "standby", "--name", "x",
+               "--listen", f"unix:{folder}/s", "--lease", "none", "--initrd", str(text))
     yield Case("a standby where nobody can listen", FAILED, "^reprise standby: cannot listen on unix:/nowhere/s: No such file", "standby", "--name", "x",
                "--listen", "unix:/nowhere/s", "--lease", "none")
     yield Case("a lease at no place", USAGE, "^reprise standby: --lease b: no lease's place; write file:DIRECTORY", "standby", "--name", "x", "--listen",
@@ -164,6 +166,8 @@ def cases(folder, guests, golden):
         newer.write_bytes(NEWER)
         half.write_bytes(data[:len(data) // 2])
         flipped.write_bytes(data[:-1000] + bytes([data[-1000] ^ 1]) + data[-999:])
+        yield Case("a command line and no kernel", USAGE, "^reprise restore: --append needs --kernel, .*; give it", "restore", f"file:{golden}",
+                   "--append", "quiet")
         yield Case("a stream from a newer version", DAMAGED, "version 99.*version 1|99", "restore", f"file:{newer}")
         yield Case("half a stream", DAMAGED, "cut short", "restore", f"file:{half}")
         yield Case("a stream with a flipped bit", DAMAGED, "checksum", "restore", f"file:{flipped}")
