@@ -211,8 +211,9 @@ static int is_no_disk(struct rp_vm *vm, const char *path, struct rp_error *err)
 static int look_at_target(struct rp_vm *vm, const char *path, const char *partial, struct rp_error *err)
 {
     struct stat st;
-    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
-        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is no file; give another path", path);
+    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return rp_error_exit(err, RP_EXIT_USAGE, EEXIST, "checkpoint: %s is there and is %s; give another path", path,
+                             S_ISLNK(st.st_mode) ? "a symbolic link, which would be replaced" : "no file");
     int rc = is_no_disk(vm, path, err);
     return rc < 0 ? rc : is_no_disk(vm, partial, err);
 }

@@ -404,6 +404,11 @@ def walk_foreign_partial(w):
     must_say(w.ask("checkpoint", "vm", f"file:{image}", code=USAGE), f"{partial}: is there and has other names")
     partial.unlink()
     check(disk.read_bytes() == b"a disk's" * 1024 and foreign.read_bytes() == b"somebody's" and not image.exists(), "something was written over")
+    for target in ("/dev/null", foreign, "nowhere"):
+        image.symlink_to(target)
+        must_say(w.ask("checkpoint", "vm", f"file:{image}", code=USAGE), f"{image} is there and is a symbolic link, .*; give another path")
+        check(os.readlink(image) == str(target), f"{image} was replaced")
+        image.unlink()
     partial.write_bytes(b"half a checkpoint")
     partial.chmod(0o666)
     w.ask("checkpoint", "vm", f"file:{image}")
