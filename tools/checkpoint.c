@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -25,16 +24,13 @@ static const struct rp_opt checkpoint_options[] = {
 struct progress {
     uint64_t start_ns;
     bool visible, shown, interrupted;
-    sigset_t sigint;
 };
 
-/* Looks for Ctrl-C, which is blocked and means: cancel the job; and draws. */
+/* Looks for Ctrl-C, which means: cancel the job; and draws. */
 static void look(void *ctx, uint64_t done, uint64_t total)
 {
     struct progress *p = ctx;
-    struct timespec now = {0};
-    if (sigtimedwait(&p->sigint, NULL, &now) == SIGINT)
-        p->interrupted = true;
+    p->interrupted |= rp_client_interrupted(0);
     if (!total || !p->visible)
         return;
     double part = (double)done / (double)total, s = (double)(rp_clock_ns() - p->start_ns) / 1e9;
@@ -46,9 +42,7 @@ static void look(void *ctx, uint64_t done, uint64_t total)
 static void progress_init(struct progress *p, bool visible)
 {
     *p = (struct progress){.start_ns = rp_clock_ns(), .visible = visible};
-    sigemptyset(&p->sigint);
-    sigaddset(&p->sigint, SIGINT);
-    sigprocmask(SIG_BLOCK, &p->sigint, NULL);
+    rp_client_hold_interrupts();
 }
 
 /* file:F with F made absolute: the VM's process has another working directory. */
@@ -125,7 +119,7 @@ const struct rp_verb rp_verb_checkpoint = {
     .name = "checkpoint", .operands = "NAME file:F", .min_operands = 2, .max_operands = 2,
     .summary = "Write a running VM, as one self-contained epoch, to a file.",
     .details = "The guest runs on while its memory is written, and stands still only for the last pages. F appears when the "
-               "checkpoint is whole and on the disk; until then it is F.partial. Ctrl-C cancels. `reprise restore file:F` goes on from it.\n\n"
+               "checkpoint is whole and on the disk; until then it is F.partial. Ctrl-C and SIGTERM cancel. `reprise restore file:F` goes on from it.\n\n"
                "Disks are not part of it: a guest that goes on writing to them makes the checkpoint useless to restore. Use --pause or "
                "--quit, or copy the disks at the same moment.",
     .groups = {RP_OPT_GROUP("Options", checkpoint_options)},

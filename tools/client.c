@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -221,11 +222,33 @@ int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(voi
             cancelled = true;
             rc = rp_client_call(c, "job-cancel", json_pack("{s:s}", "id", id), NULL, err);
         }
-        if (rc < 0 && cancelled)
-            err->exit = RP_EXIT_INTERRUPTED;
+        if (rc == -EREMOTEIO && cancelled)
+            rc = rp_error_exit(err, RP_EXIT_INTERRUPTED, ECANCELED, "VM \"%s\": cancelled", c->name);
         if (rc != 0 || (rc = await_news(c, err)) < 0)
             return rc < 0 ? rc : 0;
     }
+}
+
+static void interrupts(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+}
+
+void rp_client_hold_interrupts(void)
+{
+    sigset_t set;
+    interrupts(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+bool rp_client_interrupted(uint64_t wait_ns)
+{
+    struct timespec ts = rp_timespec(wait_ns);
+    sigset_t set;
+    interrupts(&set);
+    return sigtimedwait(&set, NULL, &ts) > 0;
 }
 
 int rp_client_wait_end(struct rp_client *c, struct rp_error *err)

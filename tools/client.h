@@ -23,9 +23,13 @@ void rp_client_timeout(struct rp_client *c, uint64_t ns);
 int rp_client_call(struct rp_client *c, const char *command, json_t *args, json_t **result, struct rp_error *err) RP_MUST_CHECK;
 
 /* Waits until the job `id` is concluded, calling progress (may be NULL) now and then. Returns the job's result.
- * -EINTR, RP_EXIT_INTERRUPTED: *interrupted became true; the job was asked to stop. */
+ * -ECANCELED, RP_EXIT_INTERRUPTED: *interrupted became true; the job was asked to stop, and has. */
 int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                        const bool *interrupted, struct rp_error *err) RP_MUST_CHECK;
+
+/* From here on SIGINT and SIGTERM wait until they are looked for: what a verb has begun is called off, not left behind. */
+void rp_client_hold_interrupts(void);
+bool rp_client_interrupted(uint64_t wait_ns);   /* has one come, or does within this time? */
 
 /* Waits until the VM closes the connection (it ended). */
 int rp_client_wait_end(struct rp_client *c, struct rp_error *err) RP_MUST_CHECK;

@@ -1,8 +1,11 @@
 #include "tools/enter.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 
 struct rp_entry {
@@ -113,6 +116,19 @@ int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t v
     int rc = rp_image_adopt(e->image, &e->ram.view, &held, vm_id, err);
     rp_pageset_fini(&held);
     return rc;
+}
+
+int rp_entry_open(const char *path, int *fd, struct rp_error *err)
+{
+    struct stat st;
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (*fd < 0)
+        return rp_error_exit(err, errno == EMFILE || errno == EIO ? RP_EXIT_FAILED : RP_EXIT_USAGE, errno, "%s: %s", path, strerror(errno));
+    if (fstat(*fd, &st) == 0 && S_ISDIR(st.st_mode)) {
+        close(*fd);
+        return rp_error_exit(err, RP_EXIT_USAGE, EISDIR, "%s: is a directory; give the file of a checkpoint", path);
+    }
+    return 0;
 }
 
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err)

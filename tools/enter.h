@@ -35,6 +35,8 @@ struct rp_image *rp_entry_image(struct rp_entry *e);
  * Takes *ram over, also on error. Before anything was fed. */
 int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t vm_id[16], struct rp_error *err) RP_MUST_CHECK;
 
+/* Opens a stream that a user has named, for reading. RP_EXIT_USAGE: there is none. */
+int rp_entry_open(const char *path, int *fd, struct rp_error *err) RP_MUST_CHECK;
 /* Feeds a whole stream from fd. RP_EXIT_DAMAGED: it is damaged, cut short, foreign, or holds no epoch. */
 int rp_entry_load(struct rp_entry *e, int fd, struct rp_error *err) RP_MUST_CHECK;
 

@@ -86,7 +86,7 @@ static void print_decision(const json_t *e)
     printf("  %s", says(str(e, "name")));
     print_strategy(data);
     printf("%s%s%s%s", *reason ? ", because " : "", reason, *then ? "; then: " : "", then);
-    if (!*reason) {
+    if (!*reason && json_object_size(data)) {
         printf(" (");
         print_data(data, true);
         printf(" )");

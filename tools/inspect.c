@@ -1,9 +1,9 @@
 /* `reprise inspect`: what a stream holds, and what differs between two. */
+#include "tools/enter.h"
 #include "tools/inspect.h"
 #include "tools/verbs.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -36,9 +36,9 @@ int rp_inspect_where(char *operand, struct rp_inspect_where *out, struct rp_erro
 
 int rp_inspect_open(const struct rp_inspect_where *w, int *fd, struct rp_error *err)
 {
-    *fd = strcmp(w->path, "-") == 0 ? STDIN_FILENO : open(w->path, O_RDONLY | O_CLOEXEC);
-    if (*fd < 0)
-        return rp_error_exit(err, errno == ENOENT ? RP_EXIT_USAGE : RP_EXIT_FAILED, errno, "%s: %s", w->path, strerror(errno));
+    if (strcmp(w->path, "-") != 0)
+        return rp_entry_open(w->path, fd, err);
+    *fd = STDIN_FILENO;
     return 0;
 }
 

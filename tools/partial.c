@@ -82,6 +82,8 @@ static int try_open(const char *path, int *fd_out, struct rp_error *err)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     bool made = fd >= 0;
+    if (!made && (errno == ENOENT || errno == ENOTDIR))
+        return rp_error_exit(err, RP_EXIT_USAGE, errno, "%s: its folder is not there; make it or give another path", path);
     if (!made && errno != EEXIST)
         return io_error(path, err);
     if (!made)

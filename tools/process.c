@@ -55,12 +55,29 @@ static bool has_descriptors(const struct rp_machine_config *m)
     return any;
 }
 
+/* What is only about a standby or a lease is no good without one. */
+static int check_pair(const struct rp_pair_options *p, struct rp_error *err)
+{
+    const char *alone = p->epoch_ns ? "--epoch" : p->latency_ns ? "--latency" : p->cpu_percent ? "--cpu" : p->bandwidth_bytes_s ? "--bandwidth" :
+                        p->capture ? "--capture" : p->pause_on_loss ? "--on-loss" : NULL;
+    if (p->lease_ttl_ns && !p->lease)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--lease-ttl needs --lease, which it is about");
+    if (p->key_path && !p->protect && !p->listen)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--key needs --protect or --listen: without them nobody is spoken to");
+    if (alone && !p->protect)
+        return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%s needs --protect; to protect the VM later, give it to `reprise protect`", alone);
+    return 0;
+}
+
 static int check_options(const struct rp_vm_options *o, struct rp_error *err)
 {
     struct rp_uri uri;
     if (!o->machine.kernel && (o->machine.initrd || o->machine.cmdline))
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "%s needs --kernel, the kernel that a reset boots; give it, or leave both out",
                              o->machine.initrd ? "--initrd" : "--append");
+    int rc = check_pair(&o->pair, err);
+    if (rc < 0)
+        return rc;
     if (o->pair.protect && rp_uri_parse(o->pair.protect, &uri, err) < 0)
         return rp_error_wrap(err, "--protect");
     if (o->pair.protect && !o->pair.lease)

@@ -131,19 +131,15 @@ static int wait_protected(struct rp_client *c, const struct protect_opts *o, str
 {
     uint64_t start = rp_clock_ns();
     bool visible = !o->quiet && !o->json && isatty(STDERR_FILENO);
-    sigset_t sigint;
-    struct timespec pause = {.tv_nsec = LOOK_NS};
     json_t *st = NULL;
     int rc;
-    sigemptyset(&sigint);
-    sigaddset(&sigint, SIGINT);
-    sigprocmask(SIG_BLOCK, &sigint, NULL);
+    rp_client_hold_interrupts();
     while ((rc = look(c, o->no_wait, &st, err)) == 0) {
         if (visible)
             draw(st, start);
         json_decref(st);
         st = NULL;
-        if (sigtimedwait(&sigint, NULL, &pause) == SIGINT) {
+        if (rp_client_interrupted(LOOK_NS)) {
             rc = rp_error_exit(err, RP_EXIT_INTERRUPTED, ECANCELED, "interrupted; the VM is not protected");
             break;
         }

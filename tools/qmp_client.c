@@ -107,6 +107,14 @@ static bool answered_here(struct rp_qmp_client *c, json_t *message)
         refuse(c, "GenericError", &err, id);
         return true;
     }
+    const char *key;
+    json_t *value;
+    json_object_foreach(message, key, value)
+        if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0 && strcmp(key, "id") != 0) {
+            rp_error_set(&err, EINVAL, "\"%.64s\" is unexpected: a message has \"execute\", \"arguments\" and \"id\"", key);
+            refuse(c, "GenericError", &err, id);
+            return true;
+        }
     bool negotiates = strcmp(name, "qmp_capabilities") == 0;
     if (c->negotiated && !negotiates)
         return false;

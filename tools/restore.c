@@ -4,7 +4,6 @@
 #include "tools/verbs.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -22,10 +21,11 @@ static int make(struct rp_vm *vm, struct rp_vm_options *o, void *ctx, struct rp_
 
 static int load(struct restore *r, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int fd = open(r->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return rp_error_exit(err, errno == ENOENT ? RP_EXIT_USAGE : RP_EXIT_FAILED, errno, "%s: %s", r->path, strerror(errno));
-    int rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, NULL, &r->entry, err);
+    int fd;
+    int rc = rp_entry_open(r->path, &fd, err);
+    if (rc < 0)
+        return rc;
+    rc = rp_entry_create(RP_IMAGE_DIRECT, &o->machine.ram, NULL, &r->entry, err);
     if (rc == 0) {
         rc = rp_entry_load(r->entry, fd, err);
         if (rc < 0)

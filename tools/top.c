@@ -6,7 +6,6 @@
 #include "tools/verbs.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -86,11 +85,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
 {
     (void)v;
     const struct top_opts *o = opts;
-    struct timespec pause = rp_timespec(o->every_ns);
-    sigset_t sigint;
-    sigemptyset(&sigint);
-    sigaddset(&sigint, SIGINT);
-    sigprocmask(SIG_BLOCK, &sigint, NULL);
+    rp_client_hold_interrupts();
     for (unsigned round = 1;; round++) {
         json_t *vms = NULL;
         int rc = look(n ? operands[0] : NULL, &vms, err);
@@ -103,7 +98,7 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
         json_decref(vms);
         if (rc < 0 || o->json || round == o->rounds)
             return rc < 0 ? rc : RP_EXIT_DONE;
-        if (sigtimedwait(&sigint, NULL, &pause) == SIGINT)
+        if (rp_client_interrupted(o->every_ns))
             return RP_EXIT_DONE;
     }
 }

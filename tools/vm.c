@@ -135,7 +135,8 @@ static void on_signals(struct rp_vm *vm)
             continue;
         }
         bool again = vm->stop_deadline_ns != 0;
-        if (si.ssi_signo == SIGTERM && !again) {
+        /* A guest that stands still notices no button. */
+        if (si.ssi_signo == SIGTERM && !again && rp_machine_state(vm->machine) == RP_VM_RUNNING) {
             vm->stop_deadline_ns = rp_clock_ns() + vm->stop_timeout_ns;
             rp_machine_powerdown(vm->machine);
             continue;
@@ -194,8 +195,7 @@ int rp_vm_loop(struct rp_vm *vm, struct rp_error *err)
         if (rc < 0 && errno != EINTR)
             return rp_error_set(err, errno, "poll: %s", strerror(errno));
         if (rc == 0) {
-            rp_log(RP_LOG_WARN, "VM \"%s\" did not power off within %llu s; it is ended", vm->name,
-                   (unsigned long long)(vm->stop_timeout_ns / 1000000000u));
+            rp_log(RP_LOG_WARN, "VM \"%s\" did not power off within %g s; it is ended", vm->name, (double)vm->stop_timeout_ns / 1e9);
             vm->stop_deadline_ns = UINT64_MAX;
             rp_machine_quit(vm->machine);
             continue;

@@ -158,6 +158,11 @@ def cases(folder, guests, golden):
     old.write_text("an older checkpoint")
     yield Case("a VM that dies in a checkpoint over an older one", FAILED, 'VM "dies" closed the connection', "checkpoint", "dies", f"file:{old}", "--quit",
                setup=lambda: answering(str(rt / "dies.sock"), {"return": {}}, {"return": {"job-id": "checkpoint-1", "epoch": 2}}))
+    yield Case("a lease's time and no lease", USAGE, "--lease-ttl needs --lease", *boot, "--lease-ttl", "2s")
+    yield Case("a key and nobody to speak to", USAGE, "--key needs --protect or --listen", *boot, "--key", "/nowhere")
+    yield Case("a goal and no standby", USAGE, "--epoch needs --protect; to protect the VM later, give it to `reprise protect`", *boot, "--epoch", "20ms")
+    yield Case("a checkpoint that is a directory", USAGE, "^reprise restore: /tmp: is a directory; give the file of a checkpoint", "restore", "file:/tmp")
+    yield Case("a directory to inspect", USAGE, "^reprise inspect: /tmp: is a directory", "inspect", "/tmp")
     yield Case("a checkpoint that is not there", USAGE, "No such file", "restore", "file:/nowhere")
     yield Case("not a checkpoint", DAMAGED, "not an epoch stream", "restore", f"file:{text}")
     if golden:

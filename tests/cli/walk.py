@@ -135,7 +135,7 @@ def walk_foreign_disk(w):
 
 def walk_one_place(w):
     """A refusal names the VM once"""
-    w.boot("vm")
+    vm = w.boot("vm")
     w.boot("early", "--paused", wait=False)
     w.until(lambda: w.status("early").get("status") == "prelaunch", "a VM that was not started")
     for words in (("unprotect", "vm"), ("failover", "vm"), ("protect", "vm", "unix:/nowhere/s"), ("checkpoint", "early", f"file:{w.folder}/image")):
@@ -143,6 +143,10 @@ def walk_one_place(w):
         check(re.match(rf'reprise {words[0]}: VM "{words[1]}": ', said) and said.count("VM \"") == 1, said)
     w.ask("pause", "vm")
     must_say(w.ask("powerdown", "vm", code=REFUSED), '^reprise powerdown: VM "vm": it is paused and cannot notice')
+    must_say(w.ask("explain", "vm"), "  paused$")
+    must_say(w.ask("checkpoint", "vm", "file:/nowhere/image", code=USAGE), "/nowhere/image.partial: its folder is not there; make it or give another path")
+    began = time.monotonic()
+    check(vm.end(signal.SIGTERM) == DONE and time.monotonic() - began < 8, "who stands still is asked to power off, which takes until --stop-timeout")
 
 
 def walk_many_clients(w):
@@ -371,12 +375,17 @@ def stop_in_a_checkpoint(w, vm, image, partial):
 
 
 def walk_one_checkpoint_at_a_place(w):
-    """Two VMs do not write one checkpoint"""
+    """Two VMs do not write one checkpoint, and one that is cancelled is not there"""
     image, partial = w.folder / "image", w.folder / "image.partial"
     vm = w.boot("vm", guest="dirtier", append="ws=160M rate=1 fill=random", memory="256M")
     w.boot("second")
     w.until(lambda: int(re.search(r"^Rss:\s+(\d+)", pathlib.Path(f"/proc/{vm.process.pid}/smaps_rollup").read_text(), re.M)[1]) > 160 << 10,
             "the guest has filled its memory")
+    job = stop_in_a_checkpoint(w, vm, image, partial)
+    job.process.send_signal(signal.SIGTERM)
+    vm.process.send_signal(signal.SIGCONT)
+    check(job.end(0) == 130 and 'VM "vm": cancelled' in job.text(), f"exit code {job.process.returncode}: {job.text()}")
+    check(not partial.exists() and not image.exists(), "a checkpoint that was cancelled is there")
     job = stop_in_a_checkpoint(w, vm, image, partial)
     must_say(w.ask("checkpoint", "second", f"file:{image}", code=REFUSED), f"checkpoint: {partial}: another checkpoint is being written there; wait")
     vm.process.send_signal(signal.SIGCONT)

@@ -173,6 +173,9 @@ Test(qmp, arguments_agree_with_the_table)
     expect(&g, "{\"execute\": \"need\"}", "{'error': {'class': 'GenericError', 'desc': 'need needs the argument \\u0027text\\u0027'}}");
     expect(&g, "{\"execute\": \"echo\", \"arguments\": []}",
            "{'error': {'class': 'GenericError', 'desc': '\\u0022arguments\\u0022 must be an object'}}");
+    expect(&g, "{\"execute\": \"echo\", \"argument\": {\"size\": 3}, \"id\": 5}",
+           "{'error': {'class': 'GenericError', 'desc': '\\u0022argument\\u0022 is unexpected: a message has \\u0022execute\\u0022, "
+           "\\u0022arguments\\u0022 and \\u0022id\\u0022'}, 'id': 5}");
     expect(&g, "{\"execute\": \"nothing\"}", "{'error': {'class': 'CommandNotFound', 'desc': 'The command nothing has not been found'}}");
     expect(&g, "{\"execute\": \"fail\"}", "{'error': {'class': 'DeviceNotFound', 'desc': 'there is none', 'exit': 5}}");
     go(&g);
