@@ -7,7 +7,7 @@ from .qmp import QmpError
 THREADS = """
 ps -eLo pid,tid,psr,stat,time,pcpu,wchan:24,comm --sort=-pcpu
 for task in /proc/[0-9]*/task/*; do
-  test -s $task/cmdline || continue
+  grep -q . $task/cmdline || continue       # a kernel's thread has none; test -s finds every file of /proc empty
   echo "$task $(cat $task/comm) syscall $(cat $task/syscall)"; cat $task/stack
 done
 cat /proc/interrupts

@@ -18,6 +18,13 @@ def run(lab):
     lab.check((a.result / "note").read_text() == "from-a\n", "the result share does not show what the host wrote")
     result = a.run("echo out; echo err >&2; exit 7", check=False)
     lab.check(result.rc == 7 and sorted(result.output.split()) == ["err", "out"], f"output or exit code lost: {result}")
+    try:
+        a.run("sleep 60", timeout_s=1)
+    except TimeoutError:
+        found = (a.directory / "examined-0.log").read_text()
+        lab.check(" sleep syscall " in found, "what came to no end is not in what was examined")
+    else:
+        raise lab.Failure("60 s are over in one")
     clock = float(a.run("date +%s.%N").output)
     lab.check(abs(clock - __import__("time").time()) < 10, f"host a's wall clock is stale: {clock}")
     for host in (a, b):
