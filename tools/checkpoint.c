@@ -69,12 +69,12 @@ static int checkpoint(struct rp_client *c, const char *target, const struct chec
 {
     json_t *started = NULL;
     struct stat before = what_is_at(target + 5), after;
+    struct progress p;
+    progress_init(&p, !o->quiet && !o->json && isatty(STDERR_FILENO));
     int rc = rp_client_call(c, "checkpoint", json_pack("{s:s, s:s}", "target", target, "then", o->quit ? "quit" : o->pause ? "pause" : "go-on"),
                             &started, err);
     if (rc < 0)
         return rc;
-    struct progress p;
-    progress_init(&p, !o->quiet && !o->json && isatty(STDERR_FILENO));
     if (o->quit)
         rp_client_timeout(c, RP_CLIENT_END_NS);     /* from here on no answer may mean that it is ending */
     rc = rp_client_wait_job(c, json_string_value(json_object_get(started, "job-id")), look, &p, &p.interrupted, err);

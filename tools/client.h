@@ -27,7 +27,7 @@ int rp_client_call(struct rp_client *c, const char *command, json_t *args, json_
 int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
                        const bool *interrupted, struct rp_error *err) RP_MUST_CHECK;
 
-/* From here on SIGINT and SIGTERM wait until they are looked for: what a verb has begun is called off, not left behind. */
+/* From here on SIGINT and SIGTERM wait until they are looked for: what a verb begins is called off, not left behind. Before it is begun. */
 void rp_client_hold_interrupts(void);
 bool rp_client_interrupted(uint64_t wait_ns);   /* has one come, or does within this time? */
 

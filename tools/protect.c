@@ -133,7 +133,6 @@ static int wait_protected(struct rp_client *c, const struct protect_opts *o, str
     bool visible = !o->quiet && !o->json && isatty(STDERR_FILENO);
     json_t *st = NULL;
     int rc;
-    rp_client_hold_interrupts();
     while ((rc = look(c, o->no_wait, &st, err)) == 0) {
         if (visible)
             draw(st, start);
@@ -170,6 +169,7 @@ static int run_protect(const struct rp_verb *v, void *opts, unsigned n, char **o
         json_decref(args);
         return rc;
     }
+    rp_client_hold_interrupts();
     rc = rp_client_call(c, "protect", args, NULL, err);
     if (rc == 0)
         rc = wait_protected(c, o, err);

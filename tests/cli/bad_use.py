@@ -12,13 +12,16 @@ import pathlib
 import re
 import resource
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 
 DONE, FAILED, USAGE, NO_VM, HOST, REFUSED, DAMAGED = range(7)
+INTERRUPTED = 130
 KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
 ROOT = os.geteuid() == 0
 
@@ -63,7 +66,6 @@ def locked(path):
 
 
 def fcntl_lock():
-    import struct
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -80,15 +82,19 @@ def listening(path):
 
 @contextlib.contextmanager
 def answering(path, *answers):
-    """A VM that greets, gives one answer to each command, and is gone."""
+    """A VM that greets, gives one answer to each command (a signal: the client gets that before), and is gone."""
     def serve():
         client, _ = server.accept()
         with client:
             client.sendall(b'{"QMP": {}}\r\n')
-            for answer in answers:
-                client.recv(4096)
-                client.sendall(json.dumps(answer).encode() + b"\r\n")
+            pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             client.recv(4096)
+            for answer in answers:
+                if isinstance(answer, signal.Signals):
+                    os.kill(pid, answer)
+                    continue
+                client.sendall(json.dumps(answer).encode() + b"\r\n")
+                client.recv(4096)
 
     with listening(path) as server:
         thread = threading.Thread(target=serve)
@@ -158,6 +164,13 @@ def cases(folder, guests, golden):
     old.write_text("an older checkpoint")
     yield Case("a VM that dies in a checkpoint over an older one", FAILED, 'VM "dies" closed the connection', "checkpoint", "dies", f"file:{old}", "--quit",
                setup=lambda: answering(str(rt / "dies.sock"), {"return": {}}, {"return": {"job-id": "checkpoint-1", "epoch": 2}}))
+    yield Case("a checkpoint that is called off as it begins", INTERRUPTED, '^reprise checkpoint: VM "late": cancelled$', "checkpoint", "late", f"file:{folder}/late",
+               setup=lambda: answering(str(rt / "late.sock"), {"return": {}}, signal.SIGTERM, {"return": {"job-id": "one", "epoch": 2}},
+                                       {"return": [{"id": "one", "status": "running"}]}, {"return": {}},
+                                       {"return": [{"id": "one", "status": "concluded", "error": "cancelled", "exit": 130}]}))
+    yield Case("a protection that is called off as it begins", INTERRUPTED, "^reprise protect: interrupted; the VM is not protected$", "protect", "late", "unix:/x",
+               "--lease", "none", setup=lambda: answering(str(rt / "late.sock"), {"return": {}}, signal.SIGTERM, {"return": {}},
+                                                          {"return": {"state": "connecting"}}, {"return": {}}, {"return": {"state": "off"}}))
     yield Case("a lease's time and no lease", USAGE, "--lease-ttl needs --lease", *boot, "--lease-ttl", "2s")
     yield Case("a key and nobody to speak to", USAGE, "--key needs --protect or --listen", *boot, "--key", "/nowhere")
     yield Case("a goal and no standby", USAGE, "--epoch needs --protect; to protect the VM later, give it to `reprise protect`", *boot, "--epoch", "20ms")
