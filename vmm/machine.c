@@ -148,9 +148,11 @@ static void *asker_main(void *arg)
         unsigned asks;
         if (read(m->ask_fd, &n, sizeof n) != sizeof n)
             continue;
+        pthread_mutex_lock(&m->control);    /* or a reset comes in between, and what its guest asks for is taken for what was asked before */
         asks = atomic_load(&m->asks);
-        atomic_store(&m->serving, asks);
+        m->serving = asks;
         atomic_fetch_and(&m->asks, ~asks);
+        pthread_mutex_unlock(&m->control);
         if (asks & RP_ASK_STOP)
             return NULL;
         if (asks && rp_fault(RP_FAULT_GUEST_ASKS))
@@ -301,7 +303,7 @@ static int start_anew(struct rp_machine *m, bool guest, struct rp_error *err)
     if (m->started)
         rp_machine_stand_still(m, false);
     rp_loop_lock(m->loop);
-    atomic_store(&m->serving, 0);   /* before it runs, and asks for the next: what was asked for until here is done by this */
+    m->serving = 0;                 /* before it runs, and asks for the next: what was asked for until here is done by this */
     atomic_fetch_and(&m->asks, ~(unsigned)RP_ASK_RESET);
     rc = rp_machine_power_on(m, err);
     if (rc == 0)
@@ -326,7 +328,7 @@ static int reset(struct rp_machine *m, bool guest, struct rp_error *err)
 
     pthread_mutex_lock(&m->control);
     rc = wait_uncut(m, guest, err);
-    if (rc < 0 || (guest && !(atomic_load(&m->serving) & RP_ASK_RESET))) {
+    if (rc < 0 || (guest && !(m->serving & RP_ASK_RESET))) {
         /* who goes, or is handed over, is not reset; nor is who has been since it asked */
     } else if (ended(m)) {
         rc = rp_error_exit(err, RP_EXIT_REFUSED, EINVAL, "the VM has ended");

@@ -90,7 +90,7 @@ struct rp_machine {
     char failure[192];                  /* written before state becomes FAILED */
 
     _Atomic unsigned asks;              /* RP_ASK_*; set by any thread, then ask_fd */
-    _Atomic unsigned serving;           /* of them, what the thread is at: until that is done it is in the one or the other */
+    unsigned serving;                   /* control: of them, what the thread is at; it takes them with control held, so that they are in the one or the other */
     int ask_fd, end_fd;
     pthread_t asker;
     bool asker_started;

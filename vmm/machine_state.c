@@ -103,8 +103,7 @@ int rp_machine_save(struct rp_machine *m, struct rp_sections *out, uint64_t *gue
     machine.len = (uint32_t)m->st_bytes.len;
     if (m->st_bytes.failed || rp_sections_put(out, &machine) < 0)
         rc = rp_error_set(err, ENOMEM, "machine: out of memory");
-    run.asked = atomic_load(&m->asks);          /* in this order: what is not there any more is in the other */
-    run.asked = (run.asked | atomic_load(&m->serving)) & (RP_ASK_RESET | RP_ASK_OFF);
+    run.asked = (atomic_load(&m->asks) | m->serving) & (RP_ASK_RESET | RP_ASK_OFF);
     if (rc == 0)
         rc = rp_sections_add(out, &rp_run_table, 0, &run, err);
     for (unsigned i = 0; i < m->ndevices && rc == 0; i++) {     /* while the vCPUs take their own (VCPU-4) */
