@@ -11,8 +11,8 @@
 
 static uint64_t number(const json_t *args, const char *key, uint64_t otherwise)
 {
-    const json_t *v = json_object_get(args, key);
-    return v ? (uint64_t)json_integer_value(v) : otherwise;
+    json_int_t n = json_integer_value(json_object_get(args, key));
+    return n ? (uint64_t)n : otherwise;     /* 0: as if it were not given */
 }
 
 /* QMP's names and units for numbers that are options of the command, too; those say what is possible. */
@@ -24,7 +24,7 @@ static const struct number_arg { const char *key, *option; uint64_t unit; } numb
 static int check_number(const char *command, const json_t *args, const char *key, uint64_t min, uint64_t max, struct rp_error *err)
 {
     json_int_t n = json_integer_value(json_object_get(args, key));
-    if (!n || ((uint64_t)n >= min && (uint64_t)n <= max))      /* 0: as if it were not given */
+    if (!n || ((uint64_t)n >= min && (uint64_t)n <= max))
         return 0;
     return rp_error_exit(err, RP_EXIT_USAGE, ERANGE, "%s: %s %lld: out of range; between %llu and %llu can be had", command, key, (long long)n,
                          (unsigned long long)min, (unsigned long long)max);
@@ -55,7 +55,7 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
         .protect = text(a, "uri"), .lease = text(a, "lease"), .key_path = text(a, "key-file"),
         .lease_ttl_ns = number(a, "lease-ttl-ms", 0) * 1000000u, .epoch_ns = number(a, "epoch-us", 0) * 1000u,
         .latency_ns = number(a, "latency-us", 0) * 1000u, .bandwidth_bytes_s = number(a, "bandwidth", 0),
-        .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 0),
+        .cpu_percent = (unsigned)number(a, "cpu", 0), .lanes = (unsigned)number(a, "streams", 1),
         .heartbeat_ns = number(a, "heartbeat-ms", 20) * 1000000u, .capture = text(a, "capture"),
     };
     int rc = check_numbers(a, err);
@@ -67,7 +67,6 @@ static int cmd_protect(struct rp_qmp_call *call, struct rp_error *err)
     if (o.capture && !rp_capture_choice_parse(o.capture, &choice))
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "protect: capture \"%s\": not one of auto, stop-and-copy, copy-on-write", o.capture);
     o.pause_on_loss = on_loss && strcmp(on_loss, "pause") == 0;
-    o.lanes = o.lanes ? o.lanes : 1;
     return rp_protection_start(call->ctx, &o, json_is_true(json_object_get(a, "patient")), err);
 }
 

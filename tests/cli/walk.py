@@ -258,9 +258,9 @@ class Qmp:
         self.file.readline()
         self.ask("qmp_capabilities")
 
-    def ask(self, command):
+    def ask(self, command, **arguments):
         """What is returned, or the error's sentence."""
-        self.file.write(json.dumps({"execute": command}))
+        self.file.write(json.dumps({"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}))
         self.file.flush()
         answer = json.loads(self.file.readline())
         while "event" in answer:
@@ -289,6 +289,10 @@ def walk_standby_qmp(w):
     w.until(lambda: qmp.ask("query-standby")["state"] == "waiting", "the standby has forgotten the VM")
     must_say(qmp.ask("query-uuid"), "^query-uuid: this is a standby that waits: ")
     check(not qmp.ask("query-standby")["primary"] and not qmp.ask("query-standby")["last-primary"], f"a primary that is gone: {qmp.ask('query-standby')}")
+    answer = Qmp(w.folder / "rt" / "vm.sock").ask("protect", uri=f"unix:{w.folder}/nowhere", streams=0, heartbeat_ms=0, patient=True)
+    check(answer == {}, answer)
+    goal = w.status("vm")["protect"]["goal"]
+    check(goal["streams"] == 1 and goal["heartbeat-ms"] == 20, f"0 is not as if it were not given: {goal}")
 
 
 def walk_status_of_a_pair(w):
