@@ -132,7 +132,8 @@ static void takeover(struct rp_standby *s)
     int rc = enter(s, &err);
     s->again &= !handed_over;
     if (s->again) {
-        try_again_later(s, &err);
+        if (!rp_vm_signalled(vm))       /* that may be why */
+            try_again_later(s, &err);
         return;
     }
     uint64_t entered = rp_clock_ns();

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
-#define CONNECT_NS 10000000000ull
+#define CONNECT_NS 5000000000ull         /* at a takeover nobody is answered meanwhile: less than they wait for that (tools/client.c) */
 #define CONNECT_LOOK_MS 100             /* between two looks at whether to go on */
 
 struct nbd {

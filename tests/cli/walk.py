@@ -519,7 +519,26 @@ def walk_a_disk_that_does_not_answer(w):
         check(not (w.folder / "rt" / "vm.sock").exists(), f"signal {number}: it leaves its socket behind")
         check(not number or not vm.text(), f"signal {number}: it says {vm.text()}")
         client.close()
-    check(vm.text() == f"reprise run: disk {uri}: the server does not answer within 10 s; see that it runs\n", vm.text())
+    check(vm.text() == f"reprise run: disk {uri}: the server does not answer within 5 s; see that it runs\n", vm.text())
+
+
+def walk_a_takeover_whose_disk_does_not_answer(w):
+    """A takeover that waits for an NBD server says so, and ends with a signal"""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(WAIT_S)
+    disk = w.folder / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    vm = w.boot("vm", "--disk", f"{disk},shared")
+    standby = w.stand_by("vm", f"unix:{w.folder}/link", "--lease-ttl", TTL, "--disk", f"nbd://127.0.0.1:{server.getsockname()[1]}/disk")
+    protect(w, "vm", f"unix:{w.folder}/link")
+    vm.end()
+    first, _ = server.accept()
+    must_say(w.ask("status", "vm", env=w.there()), "^  standby +taking over, for ", "the server does not answer within 5 s")
+    second, _ = server.accept()
+    check(standby.end(signal.SIGTERM) == DONE, f"exit code {standby.process.returncode}")
+    check(standby.text().count("it is tried again every 1 s") == 1, f"it is not tried again: {standby.text()}")
+    first.close()
+    second.close()
 
 
 def walk_closed_streams(w):
