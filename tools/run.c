@@ -24,7 +24,8 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
 const struct rp_verb rp_verb_run = {
     .name = "run", .operands = "",
     .summary = "Boot a VM; this process is the VM until it ends.",
-    .details = "SIGTERM presses the guest's power button (a second one, or --stop-timeout, ends the VM), SIGINT ends it at once.",
+    .details = "SIGTERM presses the guest's power button (a second one, or --stop-timeout, ends the VM; so does the first one if the VM was paused), "
+               "SIGINT ends it at once.",
     .groups = {RP_VM_GUEST_GROUP, RP_VM_KERNEL_GROUP, RP_VM_HOST_GROUP, RP_RUN_PROTECT_GROUP, RP_PROTECT_GROUP, RP_FENCE_GROUP, RP_THEN_GROUP},
     .opts_size = sizeof(struct rp_vm_options), .defaults = &rp_vm_options_defaults,
     .run = run,

@@ -135,8 +135,8 @@ static void on_signals(struct rp_vm *vm)
             continue;
         }
         bool again = vm->stop_deadline_ns != 0;
-        /* A guest that stands still notices no button. */
-        if (si.ssi_signo == SIGTERM && !again && rp_machine_state(vm->machine) == RP_VM_RUNNING) {
+        /* A guest that its user has paused notices no button; one that waits for its lease or its standby goes on by itself, and does then. */
+        if (si.ssi_signo == SIGTERM && !again && !(rp_machine_paused(vm->machine) & RP_PAUSE_USER)) {
             vm->stop_deadline_ns = rp_clock_ns() + vm->stop_timeout_ns;
             rp_machine_powerdown(vm->machine);
             continue;

@@ -62,10 +62,10 @@ int rp_vm_serve(struct rp_vm *vm, struct rp_error *err) RP_MUST_CHECK;
 int rp_vm_watch(struct rp_vm *vm, int fd, void (*fn)(void *ctx), void *ctx, struct rp_error *err) RP_MUST_CHECK;
 /* The end of that: `fd` is closed. -1, or one that nobody watches (yet): likewise. */
 void rp_vm_unwatch_close(struct rp_vm *vm, int fd);
-/* Before the loop, while there is no machine: has a signal come that ends the process? vm->leave_code is then what it ends with. */
+/* While there is no machine: has a signal come that ends the process? vm->leave_code is then what it ends with. */
 bool rp_vm_signalled(struct rp_vm *vm);
 /* Runs until the machine has ended. Returns the exit code, or -errno with the machine's failure. SIGTERM presses the power
- * button, a second one or the time limit ends the VM; SIGINT ends it at once. */
+ * button, a second one or the time limit ends the VM, and the first one if its user has paused it; SIGINT ends it at once. */
 int rp_vm_loop(struct rp_vm *vm, struct rp_error *err);
 /* Control thread: the loop ends with this exit code although the machine has not (it lives on elsewhere). */
 void rp_vm_leave(struct rp_vm *vm, int exit_code);
