@@ -198,13 +198,13 @@ def cases(folder, guests, golden):
     (folder / "empty").touch()
     for name, says in (("/dev/zero", "neither a file nor a block device; give"), (folder / "sector", "is shorter than a sector of 512 bytes"),
                        (folder / "empty", r"is empty \(make one with: truncate")):
-        yield Case(f"a disk that is none: {name}", USAGE, f"^reprise run: disk {name}: {says}", *boot, "--disk", str(name), needs_kvm=True)
+        yield Case(f"a disk that is none, {name}", USAGE, f"^reprise run: disk {name}: {says}", *boot, "--disk", str(name), needs_kvm=True)
     yield Case("a disk's descriptor that is for reading", USAGE, r"disk descriptor 0: is not open for .* writing; .*\(ro attaches", *boot, "--disk", "fd:0",
                needs_kvm=True, preexec_fn=lambda: os.dup2(os.open(disk, os.O_RDONLY), 0))
     long = "i" * 108
     for net, says in (("fd:0", "descriptor 0: neither a tap nor a socket; whoever"), (f"tap:{long}", f"tap {long}: .* has at most 15 bytes"),
                       (f"unix:{long}", f"network {long}: the path is longer than 107 bytes")):
-        yield Case(f"a network that is none: {net[:8]}", USAGE, f"^reprise run: .*{says}", *boot, "--net", net, needs_kvm=True)
+        yield Case(f"a network that is none, {net[:8]}", USAGE, f"^reprise run: .*{says}", *boot, "--net", net, needs_kvm=True)
     yield Case("a disk that another VM has locked", REFUSED, "locked by another VM", *boot, "--disk", str(disk), needs_kvm=True,
                setup=lambda: locked(disk))
     yield Case("a tap that is gone", HOST, "tap gone0: .*", *boot, "--net", "tap:gone0", needs_kvm=True)
