@@ -351,6 +351,7 @@ Test(inspect, wrong_use)
     cr_assert_eq(rc, 2);
     free(t);
     t = command("/", &rc);
-    cr_assert_eq(rc, 1);
+    cr_assert_eq(rc, 2);
+    says(t, "/: is a directory");
     free(t);
 }
