@@ -1,7 +1,7 @@
 /* `reprise checkpoint`: asks a running VM for a checkpoint and shows how far it is. */
 #include "core/clock.h"
 #include "tools/client.h"
-#include "tools/job.h"
+#include "tools/json.h"
 #include "tools/verbs.h"
 
 #include <errno.h>

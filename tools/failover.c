@@ -1,7 +1,7 @@
 /* `reprise failover`: a planned switchover: the standby goes on with the VM, nothing is lost, and this process ends. */
 #include "core/clock.h"
 #include "tools/client.h"
-#include "tools/job.h"
+#include "tools/json.h"
 #include "tools/verbs.h"
 
 #include <errno.h>

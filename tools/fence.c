@@ -4,7 +4,7 @@
 #include "core/log.h"
 #include "core/thread.h"
 #include "core/xxh3.h"
-#include "tools/job.h"
+#include "tools/json.h"
 
 #include <errno.h>
 #include <pthread.h>

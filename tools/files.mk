@@ -8,6 +8,7 @@ tools_SRCS += tools/control.c
 tools_SRCS += tools/enter.c
 tools_SRCS += tools/help.c
 tools_SRCS += tools/job.c
+tools_SRCS += tools/json.c
 tools_SRCS += tools/moved.c
 tools_SRCS += tools/notify.c
 tools_SRCS += tools/qmp_client.c

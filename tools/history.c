@@ -1,6 +1,7 @@
 /* `reprise history` and `reprise explain`: what happened to a VM, on whichever hosts, and why (INV-7). */
 #include "tools/client.h"
 #include "tools/event_names.h"
+#include "tools/json.h"
 #include "tools/verbs.h"
 
 #include <errno.h>
@@ -22,12 +23,6 @@ static const struct rp_opt history_options[] = {
     {.name = "json", .kind = RP_OPT_FLAG, AT(json), .help = "Print JSON for programs."},
 };
 
-static const char *str(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
 /* What a decision's sentence begins with; NULL: it is none. */
 static const char *says(const char *name)
 {
@@ -45,7 +40,7 @@ static void print_when(const json_t *e)
     char text[32] = "?";
     if (localtime_r(&s, &tm))
         strftime(text, sizeof(text), "%F %T", &tm);
-    printf("%s.%03d  %-10s", text, (int)(ns / 1000000 % 1000), str(e, "host"));
+    printf("%s.%03d  %-10s", text, (int)(ns / 1000000 % 1000), rp_json_str(e, "host"));
 }
 
 static void print_data(json_t *data, bool reason_last)
@@ -64,7 +59,7 @@ static void print_data(json_t *data, bool reason_last)
 static void print_event(const json_t *e)
 {
     print_when(e);
-    printf("%8lld  %-20s", (long long)json_integer_value(json_object_get(e, "epoch")), str(e, "name"));
+    printf("%8lld  %-20s", (long long)json_integer_value(json_object_get(e, "epoch")), rp_json_str(e, "name"));
     print_data(json_object_get(e, "data"), false);
     putchar('\n');
 }
@@ -73,17 +68,17 @@ static void print_event(const json_t *e)
 static void print_strategy(const json_t *data)
 {
     const json_t *on = json_object_get(data, "on");
-    if (*str(data, "strategy"))
-        printf(": %s%s", str(data, "strategy"), on ? json_is_true(on) ? " on" : " off" : "");
+    if (*rp_json_str(data, "strategy"))
+        printf(": %s%s", rp_json_str(data, "strategy"), on ? json_is_true(on) ? " on" : " off" : "");
 }
 
 /* One sentence: what was decided, and the reason that was kept with it. */
 static void print_decision(const json_t *e)
 {
     json_t *data = json_object_get(e, "data");
-    const char *reason = str(data, "reason"), *then = str(data, "then");
+    const char *reason = rp_json_str(data, "reason"), *then = rp_json_str(data, "then");
     print_when(e);
-    printf("  %s", says(str(e, "name")));
+    printf("  %s", says(rp_json_str(e, "name")));
     print_strategy(data);
     printf("%s%s%s%s", *reason ? ", because " : "", reason, *then ? "; then: " : "", then);
     if (!*reason && json_object_size(data)) {
@@ -100,7 +95,7 @@ static json_t *pick(json_t *all, unsigned max, bool decisions_only)
     json_t *out = json_array();
     for (size_t i = json_array_size(all); i-- > 0 && json_array_size(out) < max;) {
         json_t *e = json_array_get(all, i);
-        if (decisions_only && !says(str(e, "event")))
+        if (decisions_only && !says(rp_json_str(e, "event")))
             continue;
         json_t *copy = json_copy(e);
         json_object_set(copy, "name", json_object_get(e, "event"));

@@ -45,11 +45,4 @@ bool rp_job_cancelled(struct rp_job *job);
  * when the job was cancelled already. */
 void rp_job_on_cancel(struct rp_job *job, void (*fn)(void *ctx), void *ctx);
 
-/* `text` as the inside of a JSON string, cut to fit: for the data of an event. Returns out. */
-const char *rp_json_escape(const char *text, char *out, size_t size);
-/* One line of JSON on standard output; takes `value` (NULL: no memory). */
-void rp_json_print(json_t *value);
-/* `text` as a JSON string; where it is no UTF-8 (a name that was cut, a peer's word), what is not ASCII is "?". NULL: no memory. */
-json_t *rp_json_readable(const char *text);
-
 #endif

@@ -1,6 +1,7 @@
 /* `reprise protect` and `reprise unprotect`: a running VM gets a standby, or is without one again. */
 #include "core/clock.h"
 #include "tools/client.h"
+#include "tools/json.h"
 #include "tools/verbs.h"
 #include "tools/vm_options.h"
 
@@ -70,16 +71,10 @@ static int arguments(const char *uri, const struct protect_opts *o, json_t **out
     return rc;
 }
 
-static const char *str(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
 static void draw(const json_t *st, uint64_t start_ns)
 {
     const json_t *sync = json_object_get(st, "sync"), *eta = json_object_get(sync, "eta-ms");
-    fprintf(stderr, "\r%s, %.1f s", str(st, "state"), (double)(rp_clock_ns() - start_ns) / 1e9);
+    fprintf(stderr, "\r%s, %.1f s", rp_json_str(st, "state"), (double)(rp_clock_ns() - start_ns) / 1e9);
     if (json_object_get(sync, "percent"))
         fprintf(stderr, ", %.0f %%, %.1f MiB/s", json_real_value(json_object_get(sync, "percent")),
                 (double)json_integer_value(json_object_get(sync, "bytes-per-second")) / (1 << 20));
@@ -94,7 +89,7 @@ static int look(struct rp_client *c, bool no_wait, json_t **st, struct rp_error 
     int rc = rp_client_call(c, "query-protect", NULL, st, err);
     if (rc < 0)
         return rc;
-    const char *state = str(*st, "state");
+    const char *state = rp_json_str(*st, "state");
     if (strcmp(state, "leasing") == 0)
         return 0;
     if (strcmp(state, "protected") == 0 || (no_wait && strcmp(state, "off") != 0))
@@ -103,7 +98,7 @@ static int look(struct rp_client *c, bool no_wait, json_t **st, struct rp_error 
         return 0;
     json_int_t code = json_integer_value(json_object_get(*st, "exit"));
     return rp_error_exit(err, code ? (enum rp_exit)code : RP_EXIT_FAILED, EIO, "%s",
-                         *str(*st, "reason") ? str(*st, "reason") : "protection has ended");
+                         *rp_json_str(*st, "reason") ? rp_json_str(*st, "reason") : "protection has ended");
 }
 
 /* Ends the VM's protection and waits for that: the standby is told, and what waits for the lease may take its time. */
@@ -151,7 +146,7 @@ static int wait_protected(struct rp_client *c, const struct protect_opts *o, str
     if (rc == 1 && o->json && !o->no_wait)
         json_dumpf(st, stdout, JSON_INDENT(2));
     if (rc == 1 && !o->quiet && !o->no_wait)
-        printf(o->json ? "\n" : "protected by %s after %.2f s\n", str(st, "standby"), (double)(rp_clock_ns() - start) / 1e9);
+        printf(o->json ? "\n" : "protected by %s after %.2f s\n", rp_json_str(st, "standby"), (double)(rp_clock_ns() - start) / 1e9);
     json_decref(st);
     return rc < 0 ? rc : RP_EXIT_DONE;
 }

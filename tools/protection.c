@@ -4,6 +4,7 @@
 #include "core/log.h"
 #include "replicator/protect.h"
 #include "tools/job.h"
+#include "tools/json.h"
 #include "tools/moved.h"
 #include "tools/vm_fence.h"
 #include "vmm/gate.h"

@@ -9,6 +9,7 @@
 #include "core/thread.h"
 #include "replicator/aside.h"
 #include "replicator/engine.h"
+#include "tools/json.h"
 #include "tools/partial.h"
 #include "tools/protection.h"
 #include "tools/qmp_tables.h"

@@ -1,7 +1,7 @@
 /* What a QMP server says; the contract is in qmp_message.h. */
 #include "tools/qmp_message.h"
 
-#include "tools/job.h"
+#include "tools/json.h"
 #include "tools/version.h"
 
 /* Steals msg. */

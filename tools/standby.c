@@ -3,7 +3,7 @@
 
 #include "core/clock.h"
 #include "core/thread.h"
-#include "tools/job.h"
+#include "tools/json.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"
 #include "vmm/disk.h"

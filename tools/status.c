@@ -1,5 +1,6 @@
 /* `reprise status`: one VM in detail, or all in a table. */
 #include "tools/client.h"
+#include "tools/json.h"
 #include "tools/protect_text.h"
 #include "tools/runtime.h"
 #include "tools/verbs.h"
@@ -49,43 +50,32 @@ static int collect(const char *name, json_t **out, struct rp_error *err)
     return rc;
 }
 
-static const char *str(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
-static long long num(const json_t *o, const char *key)
-{
-    return json_integer_value(json_object_get(o, key));
-}
-
 static void print_one(json_t *vm)
 {
     size_t i;
     json_t *v;
-    printf("%s: %s", str(vm, "name"), str(vm, "status"));
+    printf("%s: %s", rp_json_str(vm, "name"), rp_json_str(vm, "status"));
     json_array_foreach(json_object_get(vm, "paused-by"), i, v)
         printf("%s %s", i ? "," : " by", json_string_value(v));
-    printf("%s%s\n", *str(vm, "failure") ? ": " : "", str(vm, "failure"));
+    printf("%s%s\n", *rp_json_str(vm, "failure") ? ": " : "", rp_json_str(vm, "failure"));
     if (json_object_get(vm, "standby")) {
-        printf("  %-24s %lld\n", "pid", num(vm, "pid"));
+        printf("  %-24s %lld\n", "pid", rp_json_num(vm, "pid"));
         rp_standby_print(json_object_get(vm, "standby"));
         return;
     }
-    printf("  %-24s %s\n  %-24s %lld\n", "uuid", str(vm, "uuid"), "pid", num(vm, "pid"));
-    printf("  %-24s %lld vCPUs, %lld MiB, up %.1f s\n", "machine", num(vm, "vcpus"), num(vm, "memory-bytes") >> 20,
-           (double)num(vm, "uptime-ms") / 1e3);
+    printf("  %-24s %s\n  %-24s %lld\n", "uuid", rp_json_str(vm, "uuid"), "pid", rp_json_num(vm, "pid"));
+    printf("  %-24s %lld vCPUs, %lld MiB, up %.1f s\n", "machine", rp_json_num(vm, "vcpus"), rp_json_num(vm, "memory-bytes") >> 20,
+           (double)rp_json_num(vm, "uptime-ms") / 1e3);
     json_array_foreach(json_object_get(vm, "disk"), i, v) {
         json_t *s = json_object_get(v, "stats");
-        printf("  %-24s %lld reads (%lld KiB), %lld writes (%lld KiB), %lld flushes\n", str(v, "device"), num(s, "rd_operations"),
-               num(s, "rd_bytes") >> 10, num(s, "wr_operations"), num(s, "wr_bytes") >> 10, num(s, "flush_operations"));
+        printf("  %-24s %lld reads (%lld KiB), %lld writes (%lld KiB), %lld flushes\n", rp_json_str(v, "device"), rp_json_num(s, "rd_operations"),
+               rp_json_num(s, "rd_bytes") >> 10, rp_json_num(s, "wr_operations"), rp_json_num(s, "wr_bytes") >> 10, rp_json_num(s, "flush_operations"));
     }
     json_array_foreach(json_object_get(vm, "net"), i, v)
-        printf("  %-24s %s:%s, in %lld frames (%lld KiB), out %lld frames (%lld KiB)\n", str(v, "mac"), str(v, "backend"), str(v, "name"),
-               num(v, "rx-frames"), num(v, "rx-bytes") >> 10, num(v, "tx-frames"), num(v, "tx-bytes") >> 10);
+        printf("  %-24s %s:%s, in %lld frames (%lld KiB), out %lld frames (%lld KiB)\n", rp_json_str(v, "mac"), rp_json_str(v, "backend"), rp_json_str(v, "name"),
+               rp_json_num(v, "rx-frames"), rp_json_num(v, "rx-bytes") >> 10, rp_json_num(v, "tx-frames"), rp_json_num(v, "tx-bytes") >> 10);
     json_array_foreach(json_object_get(vm, "jobs"), i, v)
-        printf("  %-24s %s%s%s\n", str(v, "id"), str(v, "status"), *str(v, "error") ? ": " : "", str(v, "error"));
+        printf("  %-24s %s%s%s\n", rp_json_str(v, "id"), rp_json_str(v, "status"), *rp_json_str(v, "error") ? ": " : "", rp_json_str(v, "error"));
     if (json_object_get(vm, "protect"))
         rp_protect_print(json_object_get(vm, "protect"));
 }
@@ -106,8 +96,8 @@ static void print_row(const json_t *vm)
         rp_standby_summary(standby, text, sizeof(text));
     else
         rp_protect_summary(json_object_get(vm, "protect"), text, sizeof(text));
-    printf("%-20s %-14s %8lld %6lld %6lld MiB %8lld s  %s%s\n", str(vm, "name"), str(vm, "status"), num(vm, "pid"), num(vm, "vcpus"),
-           num(vm, "memory-bytes") >> 20, num(vm, "uptime-ms") / 1000, standby ? "standby: " : "", text);
+    printf("%-20s %-14s %8lld %6lld %6lld MiB %8lld s  %s%s\n", rp_json_str(vm, "name"), rp_json_str(vm, "status"), rp_json_num(vm, "pid"), rp_json_num(vm, "vcpus"),
+           rp_json_num(vm, "memory-bytes") >> 20, rp_json_num(vm, "uptime-ms") / 1000, standby ? "standby: " : "", text);
 }
 
 static int status_all(bool json, struct rp_error *err)

@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "tools/json.h"
 #include "tools/notify.h"
 #include "tools/protection.h"
 #include "tools/vm_fence.h"

@@ -1,6 +1,7 @@
 /* The command's own parts: values, the words of --disk and --net, the sandbox, sd_notify. */
 #include "tools/args.h"
 #include "tools/job.h"
+#include "tools/json.h"
 #include "tools/notify.h"
 #include "tools/process.h"
 #include "tools/qmp_tables.h"
