@@ -222,7 +222,7 @@ int rp_client_wait_job(struct rp_client *c, const char *id, void (*progress)(voi
             cancelled = true;
             rc = rp_client_call(c, "job-cancel", json_pack("{s:s}", "id", id), NULL, err);
         }
-        if (rc == -EREMOTEIO && cancelled)
+        if (rc == -EREMOTEIO && cancelled && err->exit == RP_EXIT_INTERRUPTED)
             rc = rp_error_exit(err, RP_EXIT_INTERRUPTED, ECANCELED, "VM \"%s\": cancelled", c->name);
         if (rc != 0 || (rc = await_news(c, err)) < 0)
             return rc < 0 ? rc : 0;

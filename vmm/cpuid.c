@@ -25,6 +25,7 @@ RP_TABLE(rp_cpuid_table, "cpuid", 1, struct rp_cpuid,
 #define L1_EDX_HTT BIT(28)
 #define L80000001_ECX_CMP_LEGACY BIT(1)     /* AMD: more than one core; what HTT says on Intel's */
 #define L0_EBX_AUTH 0x68747541u             /* "Auth"enticAMD */
+#define L0_EBX_HYGO 0x6f677948u             /* "Hygo"nGenuine */
 #define L80000007_EDX_INVARIANT_TSC BIT(8)
 
 /* Paravirtual features of leaf 0x40000001 that are not offered: the old clock MSRs (0; 3 is the new pair), asynchronous page faults (4, 10, 14) have completions
@@ -71,8 +72,10 @@ static void set_topology(struct rp_cpuid *c, unsigned vcpus)
         e->edx = vcpus > 1 ? e->edx | L1_EDX_HTT : e->edx & ~L1_EDX_HTT;
     }
     e = find(c, 0x80000001, 0);
-    if (e)
-        e->ecx = vcpus > 1 && vendor && vendor->ebx == L0_EBX_AUTH ? e->ecx | L80000001_ECX_CMP_LEGACY : e->ecx & ~L80000001_ECX_CMP_LEGACY;
+    if (e) {
+        bool amd = vendor && (vendor->ebx == L0_EBX_AUTH || vendor->ebx == L0_EBX_HYGO);
+        e->ecx = amd && vcpus > 1 ? e->ecx | L80000001_ECX_CMP_LEGACY : e->ecx & ~L80000001_ECX_CMP_LEGACY;
+    }
     for (uint32_t i = 0; i < c->n; i++)     /* cache leaf: cores per package; a cache is one core's, the last level's shared */
         if (c->e[i].function == 4 && (c->e[i].eax & 0x1f)) {
             uint32_t shared = ((c->e[i].eax >> 5) & 7) >= 3 ? (1u << id_bits(vcpus)) - 1 : 0;
