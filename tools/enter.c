@@ -121,13 +121,14 @@ int rp_entry_adopt(struct rp_entry *e, struct rp_guest_ram *ram, const uint8_t v
 int rp_entry_open(const char *path, int *fd, struct rp_error *err)
 {
     struct stat st;
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (*fd < 0)
+    int opened = open(path, O_RDONLY | O_CLOEXEC);
+    if (opened < 0)
         return rp_error_exit(err, errno == EMFILE || errno == EIO ? RP_EXIT_FAILED : RP_EXIT_USAGE, errno, "%s: %s", path, strerror(errno));
-    if (fstat(*fd, &st) == 0 && S_ISDIR(st.st_mode)) {
-        close(*fd);
+    if (fstat(opened, &st) == 0 && S_ISDIR(st.st_mode)) {
+        close(opened);
         return rp_error_exit(err, RP_EXIT_USAGE, EISDIR, "%s: is a directory; give the file of a checkpoint", path);
     }
+    *fd = opened;
     return 0;
 }
 

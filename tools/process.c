@@ -69,7 +69,7 @@ static int check_pair(const struct rp_pair_options *p, struct rp_error *err)
     return 0;
 }
 
-static int check_options(const struct rp_vm_options *o, struct rp_error *err)
+int rp_process_check(const struct rp_vm_options *o, struct rp_error *err)
 {
     struct rp_uri uri;
     if (!o->machine.kernel && (o->machine.initrd || o->machine.cmdline))
@@ -93,9 +93,7 @@ static int check_options(const struct rp_vm_options *o, struct rp_error *err)
 /* The lease comes first: a VM that runs elsewhere is not even made. A standby takes it when its time has come. */
 static int take_lease(struct rp_vm *vm, const struct rp_vm_options *o, struct rp_error *err)
 {
-    int rc = check_options(o, err);
-    if (rc == 0)
-        rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
+    int rc = rp_vm_fence_open(vm, o->pair.lease, o->pair.lease_ttl_ns, err);
     return rc == 0 && !o->pair.waits ? rp_vm_fence_take(vm, err) : rc;
 }
 
@@ -132,7 +130,10 @@ int rp_process_run(struct rp_vm_options *o, rp_process_make *make, void *ctx, st
 {
     struct rp_vm vm;
     bool wrote = false;
-    int rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
+    int rc = rp_process_check(o, err);
+    if (rc < 0)
+        return rc;
+    rc = rp_vm_open(&vm, o->machine.name, o->qmp_path, err);
     vm.stop_timeout_ns = o->stop_timeout_ns;
     vm.options = o;
     if (rc == 0)

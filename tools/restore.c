@@ -52,7 +52,9 @@ static int run(const struct rp_verb *v, void *opts, unsigned n, char **operands,
     if (strncmp(operands[0], "file:", 5) != 0 || !operands[0][5])
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "\"%s\": not a place of a checkpoint; give file:F", operands[0]);
     struct restore r = {.path = operands[0] + 5};
-    int rc = load(&r, o, err);
+    int rc = rp_process_check(o, err);
+    if (rc == 0)
+        rc = load(&r, o, err);
     if (rc == 0) {
         name_from(o, r.entry);
         rc = rp_process_run(o, make, &r, err);

@@ -187,13 +187,22 @@ static int negotiate(struct nbd *n, struct rp_error *err)
     return 0;
 }
 
+static int unreachable(const struct nbd *n, struct rp_error *err)
+{
+    int rc = nbd_error(n, err, "cannot connect");
+
+    if (err)
+        err->exit = rc == -EINVAL ? RP_EXIT_USAGE : RP_EXIT_HOST;
+    return rc;
+}
+
 /* A server that takes the connection and says nothing holds up a start, or a takeover, which tries again. */
 static int connect_to(struct nbd *n, const char *uri, struct rp_error *err)
 {
     uint64_t end = rp_clock_ns() + CONNECT_NS;
 
     if (nbd_aio_connect_uri(n->h, uri) < 0)
-        return nbd_error(n, err, "cannot connect");
+        return unreachable(n, err);
     while (nbd_aio_is_connecting(n->h) == 1) {
         if (rp_end_is_asked())
             return rp_error_set(err, ECANCELED, "disk %s: interrupted", n->uri);
@@ -201,9 +210,9 @@ static int connect_to(struct nbd *n, const char *uri, struct rp_error *err)
             return rp_error_exit(err, RP_EXIT_HOST, ETIMEDOUT, "disk %s: the server does not answer within %u s; see that it runs", n->uri,
                                  (unsigned)(CONNECT_NS / 1000000000u));
         if (nbd_poll(n->h, CONNECT_LOOK_MS) < 0)
-            return nbd_error(n, err, "cannot connect");
+            return unreachable(n, err);
     }
-    return nbd_aio_is_ready(n->h) == 1 ? 0 : nbd_error(n, err, "cannot connect");
+    return nbd_aio_is_ready(n->h) == 1 ? 0 : unreachable(n, err);
 }
 
 int rp_disk_nbd_open(const struct rp_disk_config *cfg, struct rp_loop *loop, struct rp_disk **out, struct rp_error *err)

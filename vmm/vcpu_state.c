@@ -105,10 +105,14 @@ static bool is_state(const struct rp_msr_list *l, uint32_t index)
     return false;
 }
 
-static void probe(const struct rp_vcpus *g, struct rp_msr_list *l, uint32_t index)
+static int probe(const struct rp_vcpus *g, struct rp_msr_list *l, uint32_t index, struct rp_error *err)
 {
-    if (l->n < RP_VCPU_MSRS_MAX - 1 && !excluded(index) && !is_state(l, index) && round_trips(&g->v[0], index))
-        l->template.e[l->n++].index = index;
+    if (excluded(index) || is_state(l, index) || !round_trips(&g->v[0], index))
+        return 0;
+    if (l->n == RP_VCPU_MSRS_MAX - 1)       /* the last is the TSC deadline's */
+        return rp_error_exit(err, RP_EXIT_HOST, ENOSPC, "this KVM has more than the %u MSRs that an epoch holds", RP_VCPU_MSRS_MAX);
+    l->template.e[l->n++].index = index;
+    return 0;
 }
 
 int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
@@ -116,20 +120,23 @@ int rp_msr_list_probe(struct rp_vcpus *g, struct rp_error *err)
     struct msr_indices all = {.nmsrs = 1024};
     struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET};
     struct rp_msr_list *l = calloc(1, sizeof *l);
+    int rc = 0;
 
     if (!l)
         return rp_error_set(err, ENOMEM, "vcpus: out of memory");
-    if (ioctl(g->cfg.kvmfd, KVM_GET_MSR_INDEX_LIST, &all) != 0) {
-        free(l);
-        return rp_error_set(err, errno, "KVM_GET_MSR_INDEX_LIST: %m");
-    }
-    for (uint32_t i = 0; i < all.nmsrs; i++) {
-        probe(g, l, all.index[i]);
+    if (ioctl(g->cfg.kvmfd, KVM_GET_MSR_INDEX_LIST, &all) != 0)
+        rc = rp_error_set(err, errno, "KVM_GET_MSR_INDEX_LIST: %m");
+    for (uint32_t i = 0; i < all.nmsrs && rc == 0; i++) {
+        rc = probe(g, l, all.index[i], err);
         l->deadline |= all.index[i] == MSR_TSC_DEADLINE;
     }
     for (unsigned i = 0; i < sizeof unlisted / sizeof unlisted[0]; i++)
-        for (uint32_t index = unlisted[i].first; index <= unlisted[i].last; index++)
-            probe(g, l, index);
+        for (uint32_t index = unlisted[i].first; index <= unlisted[i].last && rc == 0; index++)
+            rc = probe(g, l, index, err);
+    if (rc < 0) {
+        free(l);
+        return rc;
+    }
     l->template.nmsrs = l->n;
     l->tsc_offset = ioctl(g->v[0].fd, KVM_HAS_DEVICE_ATTR, &attr) == 0;
     rp_msr_list_free(g->msrs);

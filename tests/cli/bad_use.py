@@ -177,6 +177,8 @@ def cases(folder, guests, golden):
     yield Case("a checkpoint that is a directory", USAGE, "^reprise restore: /tmp: is a directory; give the file of a checkpoint", "restore", "file:/tmp")
     yield Case("a directory to inspect", USAGE, "^reprise inspect: /tmp: is a directory", "inspect", "/tmp")
     yield Case("a checkpoint that is not there", USAGE, "No such file", "restore", "file:/nowhere")
+    yield Case("a command line and no kernel, before all is read", USAGE, "^reprise restore: --append needs --kernel", "restore", f"file:{text}",
+               "--append", "quiet")
     yield Case("not a checkpoint", DAMAGED, "not an epoch stream", "restore", f"file:{text}")
     if golden:
         newer, half, flipped = folder / "newer", folder / "half", folder / "flipped"
