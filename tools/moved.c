@@ -5,6 +5,8 @@
 #include "tools/standby.h"
 #include "tools/vm_fence.h"
 
+#include <malloc.h>
+
 static void leave(struct rp_vm *vm, const struct rp_error *why)
 {
     if (why)
@@ -34,6 +36,7 @@ static int wait_here(struct rp_vm *vm, struct rp_error *err)
     if (rc < 0)
         return rc;
     take_apart(vm, &ram);
+    (void)malloc_trim(0);       /* the machine's and its engine's, of which little will be asked for soon */
     return rp_standby_return(vm, vm->options, &ram, info.vm_id, err);
 }
 
