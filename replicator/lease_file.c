@@ -320,7 +320,7 @@ static int write_held(struct file_lease *f, uint64_t *deadline_ns, struct rp_err
     struct record r = f->record;
     uint64_t start = rp_lease_now();
     r.state = STATE_HELD;
-    r.seq++;
+    r.seq = ++f->record.seq;        /* never used again: what failed may be there all the same, and the next has to look like another one */
     r.ttl_ms = f->base.ttl_ms;
     int rc = write_record(f, f->fd, &r, err);
     if (rc < 0)

@@ -17,6 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -295,6 +296,37 @@ Test(lease_file, INV3_a_pending_term_is_waited_for)
     cr_assert_eq(rp_lease_renew(a, &deadline, &err), -ESTALE, "a newer term exists");
     cr_assert_eq(rp_lease_try(b, &gb, &again, &err), -EBUSY);
     cr_assert_gt(again, 1000000000u, "a damaged record says no ttl: a minute");
+    rp_lease_destroy(a);
+    rp_lease_destroy(b);
+}
+
+/* Instead of the C library's. The sync that is as many away fails, 0: none does; what was written before it is there. */
+static _Atomic int failing_sync;
+
+int fdatasync(int fd)
+{
+    if (atomic_load(&failing_sync) && atomic_fetch_sub(&failing_sync, 1) == 1) {
+        errno = EIO;
+        return -1;
+    }
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
+/* Storage that takes a renewal and says that it failed: the next one, which counts, is another sign of life. */
+Test(lease_file, INV3_a_renewal_after_one_that_failed_is_seen)
+{
+    struct rp_lease *a = open_file("a", 1000), *b = open_file("b", 1000);
+    struct rp_lease_grant ga, gb;
+    struct rp_error err = {0};
+    uint64_t again, deadline;
+    cr_assert_eq(rp_lease_try(a, &ga, &again, &err), 0, "%s", err.text);
+    atomic_store(&failing_sync, 1);
+    cr_assert_eq(rp_lease_renew(a, &deadline, &err), -EIO);
+    cr_assert_eq(rp_lease_try(b, &gb, &again, &err), -EBUSY);
+    sleep_ms(500);
+    cr_assert_eq(rp_lease_renew(a, &deadline, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_acquire(b, 10000, NULL, NULL, &gb, &err), 0, "%s", err.text);
+    cr_assert_not(rp_lease_valid(deadline), "two holders at once");
     rp_lease_destroy(a);
     rp_lease_destroy(b);
 }
