@@ -173,7 +173,7 @@ static int each_term(struct file_lease *f, void (*fn)(struct file_lease *f, uint
     }
     size_t prefix = strlen(f->name);
     struct dirent *e;
-    while ((e = readdir(d))) {
+    while (errno = 0, (e = readdir(d))) {
         char *end;
         if (strncmp(e->d_name, f->name, prefix) != 0 || strlen(e->d_name) != prefix + TERM_DIGITS)
             continue;
@@ -181,8 +181,9 @@ static int each_term(struct file_lease *f, void (*fn)(struct file_lease *f, uint
         if (!*end && term)
             fn(f, term, ctx);
     }
+    int rc = errno ? failed(f, "reading the directory", err) : 0;      /* what was not read may be the newest term */
     closedir(d);
-    return 0;
+    return rc;
 }
 
 static void keep_newest(struct file_lease *f, uint64_t term, uint64_t *newest)

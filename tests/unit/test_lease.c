@@ -6,6 +6,8 @@
 #include "replicator/lease_keeper.h"
 
 #include <criterion/criterion.h>
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -327,6 +329,39 @@ Test(lease_file, INV3_a_renewal_after_one_that_failed_is_seen)
     cr_assert_eq(rp_lease_renew(a, &deadline, &err), 0, "%s", err.text);
     cr_assert_eq(rp_lease_acquire(b, 10000, NULL, NULL, &gb, &err), 0, "%s", err.text);
     cr_assert_not(rp_lease_valid(deadline), "two holders at once");
+    rp_lease_destroy(a);
+    rp_lease_destroy(b);
+}
+
+static _Atomic bool failing_directory;
+
+struct dirent *readdir(DIR *d)
+{
+    struct dirent *(*of_libc)(DIR *d) = (struct dirent *(*)(DIR *))dlsym(RTLD_NEXT, "readdir");
+    if (!atomic_load(&failing_directory))
+        return of_libc(d);
+    errno = EIO;
+    return NULL;
+}
+
+/* The directory exists and cannot be read: that is not a directory without terms, in which the first one is free. */
+Test(lease_file, INV3_a_directory_that_cannot_be_read_is_not_empty)
+{
+    struct rp_lease *a = open_file("a", 60000), *b = open_file("b", 60000);
+    struct rp_lease_holder h;
+    struct rp_lease_grant g;
+    struct rp_error err = {0};
+    uint64_t again;
+    for (unsigned i = 0; i < 12; i++) {     /* the files of the first terms are gone then */
+        cr_assert_eq(rp_lease_release(a, &err), 0, "%s", err.text);
+        cr_assert_eq(rp_lease_try(a, &g, &again, &err), 0, "%s", err.text);
+    }
+    atomic_store(&failing_directory, true);
+    cr_assert_eq(rp_lease_query(b, &h, &err), -EIO);
+    cr_assert_eq(rp_lease_try(b, &g, &again, &err), -EIO, "two holders at once");
+    cr_assert(strstr(err.text, "reading the directory"), "%s", err.text);
+    atomic_store(&failing_directory, false);
+    cr_assert_eq(rp_lease_try(b, &g, &again, &err), -EBUSY);
     rp_lease_destroy(a);
     rp_lease_destroy(b);
 }
