@@ -406,6 +406,8 @@ static int file_query(struct rp_lease *base, struct rp_lease_holder *out, struct
         return rc;
     if ((rc = read_record(f, newest, &r, err)) < 0)
         return rc;
+    if (f->base.pending && newest > f->mine)
+        forget_ours(f);         /* somebody has waited our claim out */
     if (newest != f->mine) {
         watched_ns(f, newest, &r);
         known_dead(f, &r);      /* whoever watches has seen the lock before it is free */

@@ -366,6 +366,29 @@ Test(lease_file, INV3_a_directory_that_cannot_be_read_is_not_empty)
     rp_lease_destroy(b);
 }
 
+/* A claim that somebody else has waited out is nobody's any more: who made it may stand by again. */
+Test(lease_file, a_claim_that_was_waited_out_is_over)
+{
+    struct rp_lease *a = open_file("a", 60000), *b = open_file("b", 300), *c = open_file("c", 300);
+    struct rp_lease_holder h;
+    struct rp_lease_grant g;
+    struct rp_error err = {0};
+    uint64_t again;
+    cr_assert_eq(rp_lease_try(a, &g, &again, &err), 0, "%s", err.text);
+    cr_assert_eq(rp_lease_release(a, &err), 0, "%s", err.text);
+    atomic_store(&failing_sync, 2);         /* its claim is synced, that it holds is not */
+    cr_assert_eq(rp_lease_try(b, &g, &again, &err), -EIO);
+    cr_assert(b->pending);
+    cr_assert_eq(rp_lease_acquire(c, 10000, NULL, NULL, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(g.term, 3);
+    cr_assert_eq(rp_lease_query(b, &h, &err), 0, "%s", err.text);
+    cr_assert(h.term == 3 && strcmp(h.owner, "c") == 0);
+    cr_assert_not(b->pending);
+    rp_lease_destroy(a);
+    rp_lease_destroy(b);
+    rp_lease_destroy(c);
+}
+
 Test(lease_file, wrong_addresses_are_refused_with_a_sentence)
 {
     struct rp_lease *l;
