@@ -280,10 +280,9 @@ static json_t *advance_txn(struct etcd_lease *e, int64_t counter_revision, uint6
                      "request_put", "key", e->term_key, "value", counter);
 }
 
-/* The deadline stays that of the last renewal: the lease in etcd is the same. */
-static int etcd_advance(struct rp_lease *base, struct rp_lease_grant *out, struct rp_error *err)
+/* -EBUSY: the next term is not ours, or was when it was asked for again: an answer got lost, and libcurl or post asked once more. */
+static int advance_once(struct etcd_lease *e, struct rp_error *err)
 {
-    struct etcd_lease *e = of(base);
     char value[128];
     int64_t revision;
     json_t *answer;
@@ -291,16 +290,25 @@ static int etcd_advance(struct rp_lease *base, struct rp_lease_grant *out, struc
     if (rc < 0)
         return rc;
     uint64_t term = strtoull(value, NULL, 10);
-    if (term < base->term || term > base->term + 1)
+    if (term < e->base.term || term > e->base.term + 1)
         return -EBUSY;
     /* One more than ours: an advance before, whose answer got lost. */
-    rc = post(e, "/v3/kv/txn", advance_txn(e, revision, base->term + 1), REQUEST_MS, &answer, err);
+    rc = post(e, "/v3/kv/txn", advance_txn(e, revision, e->base.term + 1), REQUEST_MS, &answer, err);
     if (rc < 0)
         return rc;
     bool ours = json_is_true(json_object_get(answer, "succeeded"));
     json_decref(answer);
-    if (!ours)
-        return -EBUSY;
+    return ours ? 0 : -EBUSY;
+}
+
+/* The deadline stays that of the last renewal: the lease in etcd is the same. */
+static int etcd_advance(struct rp_lease *base, struct rp_lease_grant *out, struct rp_error *err)
+{
+    int rc = advance_once(of(base), err);
+    if (rc == -EBUSY)       /* by the counter as it is now, etcd says whose it is */
+        rc = advance_once(of(base), err);
+    if (rc < 0)
+        return rc;
     *out = (struct rp_lease_grant){.term = base->term + 1, .deadline_ns = base->deadline_ns};
     return 0;
 }

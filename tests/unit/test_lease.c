@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -647,6 +649,82 @@ Test(lease_etcd, INV3_the_holder_advances_against_a_real_server, .init = make_di
     cr_assert_eq(gb.term, 6);
     rp_lease_destroy(a);
     rp_lease_destroy(b);
+    kill(etcd, SIGKILL);
+    waitpid(etcd, NULL, 0);
+}
+
+/* An endpoint of etcd's that passes on what it is asked, and loses the answer to the first transaction. */
+struct forgetful { int listener; uint16_t port, etcd; _Atomic bool lost; };
+
+static int connect_to(uint16_t port)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    cr_assert_eq(connect(fd, (struct sockaddr *)&a, sizeof(a)), 0);
+    return fd;
+}
+
+/* One connection, until either side has enough of it. */
+static void pass_on(struct forgetful *f, int client)
+{
+    static char buf[65536];
+    int server = connect_to(f->etcd);
+    bool forget = false;
+    struct pollfd fds[2] = {{.fd = client, .events = POLLIN}, {.fd = server, .events = POLLIN}};
+    while (poll(fds, 2, 5000) > 0) {
+        bool asked = fds[0].revents != 0;
+        ssize_t n = recv(asked ? client : server, buf, sizeof(buf) - 1, 0);
+        if (n <= 0 || (!asked && forget))
+            break;
+        buf[n] = '\0';
+        forget = asked && strstr(buf, "/v3/kv/txn") && !atomic_exchange(&f->lost, true);
+        if (send(asked ? server : client, buf, (size_t)n, MSG_NOSIGNAL) != n)
+            break;
+    }
+    close(server);
+    close(client);
+}
+
+static void *forgetful_main(void *arg)
+{
+    struct forgetful *f = arg;
+    int client;
+    while ((client = accept(f->listener, NULL, NULL)) >= 0)
+        pass_on(f, client);
+    return NULL;
+}
+
+/* etcd has moved the term on, and said so to nobody: the one who asks again is told that the term is his. */
+Test(lease_etcd, an_advance_whose_answer_is_lost_is_the_holders, .init = make_dir, .fini = remove_dir, .timeout = 60)
+{
+    if (system("etcd --version >/dev/null 2>&1") != 0)
+        cr_skip_test("no etcd-server here: apt-get install etcd-server");
+    uint16_t port = free_port(), peer = free_port();
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct forgetful f = {.listener = socket(AF_INET, SOCK_STREAM, 0), .port = free_port(), .etcd = port, .lost = true};
+    char where[100];
+    struct rp_error err = {0};
+    struct rp_lease_grant g;
+    pthread_t thread;
+    pid_t etcd = start_etcd(port, peer);
+    a.sin_port = htons(f.port);
+    cr_assert_eq(bind(f.listener, (struct sockaddr *)&a, sizeof(a)), 0);
+    cr_assert_eq(listen(f.listener, 4), 0);
+    cr_assert_eq(pthread_create(&thread, NULL, forgetful_main, &f), 0);
+    snprintf(where, sizeof(where), "etcd:127.0.0.1:%u,127.0.0.1:%u", f.port, port);
+    struct rp_lease *l = open_at(where, "a", 10000);
+    cr_assert_eq(rp_lease_acquire(l, 10000, NULL, NULL, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(g.term, 1);
+    atomic_store(&f.lost, false);
+    cr_assert_eq(rp_lease_advance(l, &g, &err), 0, "%s", err.text);
+    cr_assert(atomic_load(&f.lost));
+    cr_assert_eq(g.term, 2);
+    cr_assert_eq(rp_lease_advance(l, &g, &err), 0, "%s", err.text);
+    cr_assert_eq(g.term, 3);
+    rp_lease_destroy(l);
+    shutdown(f.listener, SHUT_RDWR);
+    pthread_join(thread, NULL);
+    close(f.listener);
     kill(etcd, SIGKILL);
     waitpid(etcd, NULL, 0);
 }
