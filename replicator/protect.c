@@ -132,13 +132,15 @@ static void end_protection(struct rp_protect *p)
 {
     struct rp_error err = {0};
     pthread_mutex_lock(&p->lock);
-    bool forget = !p->stop || p->how == RP_PROTECT_FORGET;
+    bool failed = !p->stop, forget = failed || p->how == RP_PROTECT_FORGET;
     pthread_mutex_unlock(&p->lock);
     int rc = forget ? open_outputs(p, &err) : 0;
     while (rc < 0 && rc != -ESTALE) {
         nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
         rc = open_outputs(p, &err);
     }
+    if (failed)         /* it never had a standby: it goes on as before */
+        rp_protect_pause_vm(p, false);
     rp_events_emit(p->events, p->next_epoch - 1, "UNPROTECTED", "{\"asked\": %s}", forget ? "true" : "false");
     rp_protect_set_state(p, RP_PROTECT_OFF);
 }

@@ -190,16 +190,14 @@ static void forget(struct rp_vm *vm)
 static int may_protect(struct rp_vm *vm, const struct rp_pair_options *o, struct rp_error *err)
 {
     enum rp_run_state s = rp_machine_state(vm->machine);
-    bool over = vm->protection && rp_protect_over(vm->protection->protect);     /* of an attempt that failed its reason was left */
-    if (vm->protection && !over)
+    if (!rp_protection_over(vm))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it is %s",
                              vm->protection->ending ? "being unprotected; wait for the end of that" : "protected already; unprotect it first");
     if (s == RP_VM_SHUTDOWN || s == RP_VM_FAILED)
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "it has ended");
     if (rp_jobs_running(vm->jobs, NULL))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "job %s runs; wait for it or cancel it", rp_jobs_running(vm->jobs, NULL));
-    if (over)
-        rp_protection_stop(vm, true);
+    rp_protection_stop(vm, true);       /* of an attempt that failed its reason was left */
     if (!o->lease && !vm->fence)
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "--lease is missing: file:DIRECTORY on storage that both hosts see, etcd:HOST:PORT, "
                              "or none, and then nothing keeps two instances apart when the link is cut");
@@ -264,7 +262,7 @@ void rp_protection_restart(struct rp_vm *vm)
 {
     struct rp_error err = {0};
     struct rp_protection *p = vm->protection;
-    if (!p || p->ending)
+    if (!p || p->ending || (p->protect && rp_protect_over(p->protect)))
         return;
     rp_protect_end(p->protect, RP_PROTECT_FORGET);      /* a switchover that is waited for ends with it */
     pthread_mutex_lock(&p->lock);
@@ -282,6 +280,11 @@ bool rp_protection_pauses(const struct rp_vm *vm)
 bool rp_protection_active(const struct rp_vm *vm)
 {
     return vm->protection != NULL;
+}
+
+bool rp_protection_over(const struct rp_vm *vm)
+{
+    return !vm->protection || rp_protect_over(vm->protection->protect);
 }
 
 bool rp_protection_ending(const struct rp_vm *vm)

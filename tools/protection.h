@@ -18,11 +18,12 @@ void rp_protection_end(struct rp_vm *vm);
 void rp_protection_part(struct rp_vm *vm, bool forget);
 /* Ends it, if there is one, and waits. `forget`: the standby is told to forget the VM; otherwise it takes over. */
 void rp_protection_stop(struct rp_vm *vm, bool forget);
-/* A new term: what the standby holds belongs to the old one, so it is synchronized anew. */
+/* A new term: what the standby holds belongs to the old one, so it is synchronized anew. An attempt that failed is not made again. */
 void rp_protection_restart(struct rp_vm *vm);
 /* The machine stands still because it has no standby (--on-loss pause). */
 bool rp_protection_pauses(const struct rp_vm *vm);
-bool rp_protection_active(const struct rp_vm *vm);
+bool rp_protection_active(const struct rp_vm *vm);      /* there is one; of an attempt that failed, its reason */
+bool rp_protection_over(const struct rp_vm *vm);        /* there is none, or its reason is all that is left */
 bool rp_protection_ending(const struct rp_vm *vm);      /* active still, and asked to end */
 /* Blocks; from a job's thread: rp_protect_switch. */
 int rp_protection_switch(struct rp_vm *vm, int timeout_ms, struct rp_error *err) RP_MUST_CHECK;

@@ -230,7 +230,7 @@ static int may_checkpoint(struct rp_vm *vm, const char *target, struct rp_error 
         return rp_error_exit(err, RP_EXIT_USAGE, EINVAL, "checkpoint: target \"%s\": not file:F with an absolute path", target);
     if (strlen(target + 5) >= PATH_MAX)
         return rp_error_exit(err, RP_EXIT_USAGE, ENAMETOOLONG, "checkpoint: the target's path is longer than %d bytes", PATH_MAX - 1);
-    if (rp_protection_active(vm))
+    if (!rp_protection_over(vm))
         return rp_error_exit(err, RP_EXIT_REFUSED, EBUSY, "checkpoint: the VM is protected, and its epochs go to the standby; unprotect it first");
     enum rp_run_state s = rp_machine_state(vm->machine);
     if (s != RP_VM_RUNNING && s != RP_VM_PAUSED)

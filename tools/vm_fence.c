@@ -36,7 +36,7 @@ static void go_on(struct rp_vm *vm)
     struct rp_error err = {0};
     rp_events_emit(vm->events, vm->epoch, "LEASE_REGAINED", "{\"term\": %llu}", (unsigned long long)rp_fence_term(vm->fence));
     rp_protection_restart(vm);
-    if (!rp_protection_active(vm) || rp_protection_ending(vm)) {
+    if (rp_protection_over(vm) || rp_protection_ending(vm)) {
         /* Protection that was ended while the lease was lost could not open the outputs (F3). Nothing of the term before can be run now. */
         struct rp_source *src = rp_machine_source(vm->machine);
         src->ops->gate(src, false);

@@ -464,6 +464,26 @@ def walk_protection_while_waiting(w):
     must_not_say(vm.text(), "PROTECT_LOST")
 
 
+def walk_a_protection_that_failed(w):
+    """An attempt to protect a VM that failed leaves its reason behind, and nothing else"""
+    vm = w.boot("vm")
+    qmp = Qmp(w.folder / "rt" / "vm.sock")
+    answer = qmp.ask("protect", uri=f"unix:{w.folder}/nowhere", lease=f"file:{w.folder}/lease", on_loss="pause")
+    check(answer == {}, answer)
+    w.until(lambda: qmp.ask("query-protect")["state"] == "off", "the attempt is over", vm)
+    must_say(qmp.ask("query-protect")["reason"], "nowhere")
+    w.until(lambda: w.status("vm")["status"] == "running", "the VM goes on without a standby that it never had", vm)
+    w.ask("checkpoint", "vm", f"file:{w.folder}/image")
+    vm.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    vm.process.send_signal(signal.SIGCONT)
+    w.until(lambda: "  LEASE_REGAINED " in w.ask("history", "vm"), "nobody has had the lease", vm)
+    w.until(lambda: w.status("vm")["status"] == "running", "it goes on", vm)
+    check(w.status("vm")["protect"]["state"] == "off", f"it is protected unasked: {w.status('vm')['protect']}")
+    w.ask("unprotect", "vm")
+    check("reason" not in w.status("vm")["protect"], "its reason stays")
+
+
 def walk_pidfile(w):
     """A VM's --pidfile goes with it, however it ends, and another's stays"""
     pidfile = w.folder / "pid"
