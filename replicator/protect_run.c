@@ -224,14 +224,15 @@ enum rp_protect_verdict rp_protect_run(struct rp_protect *p, struct rp_sink *sin
     uint64_t committed = p->last.committed;
     judge_resync(p, rc, committed >= cfg.first_epoch);
     enum rp_protect_verdict v = RP_PROTECT_LOST;
-    if (rc == 0 && stands) {
+    bool whole = committed == p->last.cut;      /* a run that was stopped does not wait for that */
+    if (rc == 0 && stands && whole) {
         v = hand_over(p, sink, committed) ? RP_PROTECT_OVER : RP_PROTECT_LOST;
         if (v == RP_PROTECT_LOST)
             rp_error_set(err, EIO, "%s", p->switch_why.text);
     } else if (rc == 0 || rc == -ESHUTDOWN) {
         v = part(p, sink, committed);
     }
-    if (stands && v == RP_PROTECT_LOST) {      /* INV-6: the source goes on */
+    if (stands && (v == RP_PROTECT_LOST || !whole)) {      /* INV-6: the source goes on */
         struct rp_error why = {0};
         if (p->src->ops->storage && p->src->ops->storage(p->src, true, &why) < 0)
             rp_events_emit(p->events, committed, "STORAGE_NOT_REGAINED", "{}");

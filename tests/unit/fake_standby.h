@@ -26,6 +26,7 @@ struct standby {
     int answered;                       /* rp_link_recv_running's result */
     /* what it says once it holds the last epoch of a switchover; the test may set it before it asks for one */
     enum { STANDBY_SILENT, STANDBY_RUNS, STANDBY_FAILS } says;
+    _Atomic bool holds_back;            /* it takes epochs, and does not say that it has them until the test says so */
     struct rp_uri uri;
     pthread_t thread;
 };
@@ -36,6 +37,15 @@ static int standby_ram(void *ctx, const struct rp_epoch_header *h, struct rp_ram
     struct standby *s = ctx;
     view_init(&s->ram);
     *out = s->ram;
+    return 0;
+}
+
+static int standby_applied(void *ctx, struct rp_image *image, struct rp_error *err)
+{
+    (void)image, (void)err;
+    struct standby *s = ctx;
+    while (atomic_load(&s->holds_back))
+        usleep(1000);
     return 0;
 }
 
@@ -58,7 +68,7 @@ static inline void standby_start(struct standby *s, const char *scheme, const ch
 {
     struct rp_error err = {0};
     struct rp_image_ops ops = {.ctx = s, .ram = standby_ram};
-    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = timeout_ms};
+    struct rp_link_recv_config cfg = {.vm_name = "fake", .timeout_ms = timeout_ms, .applied = standby_applied, .ctx = s};
     struct rp_listener *l;
     memset(s, 0, sizeof(*s));
     s->uri = own_address(scheme);

@@ -188,6 +188,53 @@ Test(protect, P3_a_switchover_that_fails_leaves_the_source_running)
     standby_free(&s);
 }
 
+static void *ask_to_switch(void *protect)
+{
+    struct rp_error err = {0};
+    return rp_protect_switch(protect, LONG_MS, &err) < 0 ? NULL : protect;
+}
+
+static bool fake_stands(void)
+{
+    pthread_mutex_lock(&fake.run);
+    bool stands = fake.stand;
+    pthread_mutex_unlock(&fake.run);
+    return stands;
+}
+
+/* INV-6: protection is ended while the standby does not hold the last epoch yet. An older one is not handed over in its place. */
+Test(protect, P3_a_switchover_that_is_ended_before_its_epoch_is_committed)
+{
+    struct standby s;
+    pthread_t asker;
+    void *moved;
+    listen_for_primary(&s);
+    struct rp_protect *p = protect(&s);
+    atomic_store(&s.holds_back, true);
+    pthread_create(&asker, NULL, ask_to_switch, p);
+    bool last = false;
+    for (unsigned ms = 0; ms < LONG_MS && !last; ms += 5) {
+        usleep(5000);       /* a pause for a delta is over by then */
+        last = fake_stands() && (usleep(200000), fake_stands());
+    }
+    cr_assert(last, "the last epoch is cut");
+    rp_protect_end(p, RP_PROTECT_FORGET);
+    for (unsigned ms = 0; ms < LONG_MS && !rp_protect_over(p); ms += 5)
+        usleep(5000);
+    atomic_store(&s.holds_back, false);
+    pthread_join(asker, &moved);
+    cr_assert_null(moved);
+    cr_assert_eq(atomic_load(&world.yielded), 0u, "nothing is handed over");
+    cr_assert_not(fake_stands(), "the source runs");
+    cr_assert_not(atomic_load(&world.switched));
+    end(p);
+    cr_assert_not(atomic_load(&world.holds));
+    cr_assert_eq(atomic_load(&world.opened_too_early), 0u);
+    standby_join(&s);
+    cr_assert_eq(s.outcome.end, RP_LINK_STOPPED);
+    standby_free(&s);
+}
+
 static uint64_t no_term(void *ctx)
 {
     (void)ctx;
