@@ -102,7 +102,8 @@ static void sample(struct rp_engine *e, uint64_t now, struct rp_sample *s)
 {
     uint64_t committed = atomic_load(&e->committed), cut = atomic_load(&e->cut);
     *s = (struct rp_sample){
-        .now_ns = now, .wire_bytes = rp_emitter_bytes(e->emitter), .committed = committed, .put_off = atomic_load(&e->put_off),
+        .now_ns = now, .wire_bytes = rp_emitter_bytes(e->emitter), .equal_pages = atomic_load(&rp_emitter_stats(e->emitter)->unchanged),
+        .committed = committed, .put_off = atomic_load(&e->put_off),
         .cpu_ns = rp_clock_read(CLOCK_THREAD_CPUTIME_ID) + rp_emitter_cpu_ns(e->emitter) + rp_pool_cpu_ns(e->capture_pool) +
                   rp_engine_cow_cpu_ns(e),
         .outstanding = cut != committed || rp_emitter_pending(e->emitter) || atomic_load(&e->state) == RP_ENGINE_SYNCING,

@@ -149,7 +149,9 @@ static bool brake(struct rp_governor *g, const struct rp_sample *s, bool taking)
 
 static void note_progress(struct rp_governor *g, const struct rp_sample *s)
 {
-    if (s->wire_bytes != g->last.wire_bytes || s->committed != g->last.committed || !s->outstanding)
+    /* A resync may find gigabytes in a row that the sink holds. */
+    bool equal = s->equal_pages != g->last.equal_pages;
+    if (s->wire_bytes != g->last.wire_bytes || s->committed != g->last.committed || equal || !s->outstanding)
         g->progress_ns = s->now_ns;
     uint64_t ns = s->now_ns - g->last.now_ns;
     if (ns >= RP_GOVERNOR_NS / 2) {
@@ -157,6 +159,7 @@ static void note_progress(struct rp_governor *g, const struct rp_sample *s)
         g->last = *s;
     } else {            /* asked ahead of time: the period goes on */
         g->last.wire_bytes = s->wire_bytes;
+        g->last.equal_pages = s->equal_pages;
         g->last.committed = s->committed;
         g->last.put_off = s->put_off;
     }

@@ -9,8 +9,9 @@
  *   THROTTLED   the guest dirties more between two cuts than the arena can take, or longer epochs were not enough
  *               (never because of a sink that is stuck: a slower guest does not help it, and memory is bounded as it is)
  *               For a moment they are braked as far as may be: the open epoch nears what the sink can take as one
- *   LOST        for goal.stall_ns the sink has taken and committed nothing, or more was dirty than fits into a cut although the
- *               throttle is at its end (epochs that wait for their commit but travel are waited for)
+ *   LOST        for goal.stall_ns the sink has taken and committed nothing, and no page was found that it holds already, or more was
+ *               dirty than fits into a cut although the throttle is at its end (epochs that wait for their commit but travel are
+ *               waited for)
  *
  * Pure: time and measurements come in as arguments. The engine asks every RP_GOVERNOR_NS, and at once when a cut was put off.
  */
@@ -28,6 +29,7 @@ struct rp_sample {              /* counters are totals of the run */
     uint64_t now_ns;
     uint64_t cpu_ns;            /* of the engine's threads */
     uint64_t wire_bytes;
+    uint64_t equal_pages;       /* looked at, and not sent: the sink holds them already */
     uint64_t committed;         /* epoch number */
     bool outstanding;           /* something was handed to the sink that is not committed */
     uint64_t put_off;           /* cuts that found more dirty pages than slots */
@@ -51,7 +53,7 @@ struct rp_governor {
 
     struct rp_sample last;
     double cpu;                 /* share of one core, moving average */
-    uint64_t progress_ns;       /* when the sink last took or committed something */
+    uint64_t progress_ns;       /* when the sink last took or committed something, or was found to hold it */
     uint64_t cut, pressed_cut;  /* newest epoch cut, as last seen; when the throttle was last pressed upon */
     uint64_t cut_ns;            /* when a cut last came about, or nothing stood in its way */
     uint64_t eased_ns, stepped_ns;  /* when the throttle was last lowered or pressed upon; raised */

@@ -422,6 +422,23 @@ Test(governor, INV5_a_sink_that_takes_nothing_is_given_up)
     cr_assert_neq(patient.g.pressure, RP_PRESSURE_LOST);
 }
 
+/* A resync reads for longer than a sink is waited for, and all that it reads is held there: nothing has to be sent. */
+Test(governor, INV5_a_sink_that_holds_what_is_read_is_not_given_up)
+{
+    struct world w = world((struct rp_goal){.epoch_ns = 20 * MS, .stall_ns = 3000 * MS});
+    w.s.syncing = true;
+    stuck = true;
+    period(&w, 10, true);
+    for (int i = 0; i < 100; i++) {
+        w.s.equal_pages += 64;
+        period(&w, 10, false);
+        cr_assert_neq(w.g.pressure, RP_PRESSURE_LOST, "after %d periods: %s", i, w.g.why_lost);
+    }
+    for (int i = 0; i < 30; i++)
+        period(&w, 10, false);
+    cr_assert_eq(w.g.pressure, RP_PRESSURE_LOST, "nothing is read any more");
+}
+
 /* The throttle is at its end, the sink takes what it can, and still no cut comes about. */
 Test(governor, INV5_a_guest_that_cannot_be_protected_is_not_slowed_for_ever)
 {
