@@ -59,7 +59,8 @@ static int host_zero(void *ctx, int fd, uint64_t offset, uint64_t len, bool unma
     do
         rc = fallocate(fd, mode, (off_t)offset, (off_t)len) < 0 ? -errno : 0;
     while (rc == -EINTR);
-    return rc == -EOPNOTSUPP || rc == -ENOSYS ? write_zeroes(fd, offset, len) : rc;
+    /* EINVAL: the range is not of whole blocks of a device whose blocks are larger than a guest's sectors. */
+    return rc == -EOPNOTSUPP || rc == -ENOSYS || rc == -EINVAL ? write_zeroes(fd, offset, len) : rc;
 }
 
 static int host_sync(void *ctx, int fd)

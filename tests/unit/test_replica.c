@@ -1,6 +1,10 @@
 /* A standby's copies of disks, on real files: whole epochs whatever happens (docs/disks.md, R1 to R7). */
 #include "tests/unit/replica_fixture.h"
 
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
+
 TestSuite(replica, .init = setup, .fini = teardown, .timeout = 240);
 
 /* --- the straight way --- */
@@ -313,6 +317,44 @@ Test(replica, INV4_writes_beyond_the_disk_are_refused)
 }
 
 /* --- faults --- */
+
+/* A block device of 4 KiB blocks over `file`. < 0: there is none to be had here. */
+static int wide_blocks(int file)
+{
+    struct loop_config cfg = {.fd = (uint32_t)file, .block_size = 4096, .info = {.lo_flags = LO_FLAGS_AUTOCLEAR}};
+    char path[32];
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), n = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE);
+    if (control >= 0)
+        close(control);
+    snprintf(path, sizeof(path), "/dev/loop%d", n);
+    int fd = n < 0 ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, LOOP_CONFIGURE, &cfg) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+/* A primary whose disk has sectors of 512 bytes zeroes some of them; the standby keeps its copy on a device with larger blocks. */
+Test(replica, a_device_of_larger_blocks_takes_zeroes_of_a_sector)
+{
+    uint8_t bytes[8192], want[8192];
+    int file = open(paths[0], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    memset(want, 0x5a, sizeof(want));
+    cr_assert_eq(ftruncate(file, DISK_BYTES), 0);
+    int fd = wide_blocks(file);
+    close(file);
+    if (fd < 0)
+        cr_skip_test("no loop device of 4 KiB blocks: %s", strerror(errno));
+    cr_assert_eq(rp_durable_host.write(NULL, fd, want, sizeof(want), 0), 0);
+    for (unsigned unmap = 0; unmap < 2; unmap++) {
+        uint64_t at = 512 + unmap * 4096;
+        memset(want + at, 0, 1024);
+        cr_assert_eq(rp_durable_host.zero(NULL, fd, at, 1024, unmap), 0);
+        cr_assert_eq(rp_read_all(fd, bytes, sizeof(bytes), 0), 0);
+        cr_assert_eq(memcmp(bytes, want, sizeof(want)), 0);
+    }
+    close(fd);
+}
 
 Test(replica, fault_journal_write_and_sync)
 {
