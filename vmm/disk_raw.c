@@ -98,6 +98,12 @@ static void raw_submit(struct rp_disk *d, struct rp_disk_req *q)
     queue_sqe(r, q);
 }
 
+/* The file, or the filesystem, cannot do that; or the range is not of whole blocks of a device whose blocks are larger than a sector. */
+static bool cannot(int res)
+{
+    return res == -EOPNOTSUPP || res == -ENOSYS || res == -EINVAL;
+}
+
 /* True when the request is finished with *rc; false when it goes on. */
 static bool advance(struct raw *r, struct rp_disk_req *q, int *rc)
 {
@@ -108,12 +114,12 @@ static bool advance(struct raw *r, struct rp_disk_req *q, int *rc)
         return false;
     }
     if (q->op == RP_DISK_DISCARD) {
-        if (res == -EOPNOTSUPP || res == -ENOSYS)
+        if (cannot(res))
             *rc = 0;        /* a hint only */
         return true;
     }
     if (q->op == RP_DISK_ZERO && !q->scratch) {
-        if (res != -EOPNOTSUPP && res != -ENOSYS)
+        if (!cannot(res))
             return true;
         q->scratch = zeroes(r);
         if (!q->scratch) {

@@ -4,6 +4,7 @@
  * and what the guest was told must agree (DISK-1 to DISK-4).
  */
 #include "tests/unit/disks_fixture.h"
+#include "tests/unit/wide_blocks.h"
 
 #include <poll.h>
 
@@ -232,6 +233,49 @@ Test(sparse, holes_cost_nothing, .init = setup_sparse, .fini = teardown, .timeou
     cr_assert_lt(out.len, 1u << 20, "%zu bytes for an empty disk", out.len);
     rp_buf_fini(&out);
     rp_disks_stop(disks);
+}
+
+static void segment(struct slot *s, uint32_t type, uint64_t sector, uint32_t sectors)
+{
+    uint8_t *p = drv_at(&drv, s->at + 4096);
+
+    rp_st64(p, sector);
+    rp_st32(p + 8, sectors);
+    rp_st32(p + 12, 0);
+    s->n = 0;
+    post(s, type, 0, 16);
+    drv_kick(&drv, 0);
+    cr_assert(guest_rests(WAIT_MS));
+    cr_assert_eq(*(uint8_t *)drv_at(&drv, s->at + 64), VIRTIO_BLK_S_OK, "request of type %u", type);
+}
+
+/* The guest's sectors have 512 bytes whatever the device under them has. */
+Test(disks, a_device_of_larger_blocks_zeroes_and_discards_sectors)
+{
+    uint8_t bytes[BLOCK], want[BLOCK];
+    struct rp_error err = {0};
+    char path[32];
+    int file = open(image, O_RDWR | O_CLOEXEC), fd = wide_blocks(file);
+
+    close(file);
+    if (fd < 0)
+        cr_skip_test("no loop device of 4 KiB blocks: %s", strerror(errno));
+    memset(want, 0x5a, BLOCK);
+    cr_assert_eq(rp_durable_host.write(NULL, fd, want, BLOCK, 0), 0);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    pthread_mutex_lock(&board.lock);
+    blk.ops->destroy(blk.dev);
+    cr_assert_eq(create(path, false, &err), 0, "%s", err.text);
+    drv_up(&drv, &board, SLOT, 1ull << VIRTIO_RING_F_EVENT_IDX);
+    blk.ops->start(blk.dev);
+    pthread_mutex_unlock(&board.lock);
+    segment(&slots[0], VIRTIO_BLK_T_DISCARD, 5, 1);
+    segment(&slots[0], VIRTIO_BLK_T_WRITE_ZEROES, 1, 2);
+    memset(want + 512, 0, 1024);
+    cr_assert_eq(rp_read_all(fd, bytes, BLOCK, 0), 0);
+    cr_assert_eq(memcmp(bytes, want, 5 * 512), 0);      /* what was discarded may be either */
+    cr_assert_eq(memcmp(bytes + 6 * 512, want + 6 * 512, 2 * 512), 0);
+    close(fd);
 }
 
 /* R5: a disk that was protected is not used again by accident. */

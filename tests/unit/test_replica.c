@@ -1,9 +1,6 @@
 /* A standby's copies of disks, on real files: whole epochs whatever happens (docs/disks.md, R1 to R7). */
 #include "tests/unit/replica_fixture.h"
-
-#include <fcntl.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
+#include "tests/unit/wide_blocks.h"
 
 TestSuite(replica, .init = setup, .fini = teardown, .timeout = 240);
 
@@ -317,22 +314,6 @@ Test(replica, INV4_writes_beyond_the_disk_are_refused)
 }
 
 /* --- faults --- */
-
-/* A block device of 4 KiB blocks over `file`. < 0: there is none to be had here. */
-static int wide_blocks(int file)
-{
-    struct loop_config cfg = {.fd = (uint32_t)file, .block_size = 4096, .info = {.lo_flags = LO_FLAGS_AUTOCLEAR}};
-    char path[32];
-    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), n = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE);
-    if (control >= 0)
-        close(control);
-    snprintf(path, sizeof(path), "/dev/loop%d", n);
-    int fd = n < 0 ? -1 : open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0 || ioctl(fd, LOOP_CONFIGURE, &cfg) == 0)
-        return fd;
-    close(fd);
-    return -1;
-}
 
 /* A primary whose disk has sectors of 512 bytes zeroes some of them; the standby keeps its copy on a device with larger blocks. */
 Test(replica, a_device_of_larger_blocks_takes_zeroes_of_a_sector)
