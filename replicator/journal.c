@@ -170,6 +170,11 @@ bool rp_journal_dirty(const struct rp_journal *j)
     return j->head != atomic_load(&j->committed);
 }
 
+bool rp_journal_broken(const struct rp_journal *j)
+{
+    return j->broken;
+}
+
 /* --- reading --- */
 
 static int grow(struct rp_journal *j, size_t need)

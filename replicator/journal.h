@@ -69,6 +69,7 @@ int rp_journal_commit(struct rp_journal *j, uint64_t epoch, const uint8_t *sync_
 /* Forgets what was appended since the last commit. */
 void rp_journal_rollback(struct rp_journal *j);
 bool rp_journal_dirty(const struct rp_journal *j);      /* something was appended since the last commit */
+bool rp_journal_broken(const struct rp_journal *j);     /* an append or a commit has failed: it takes nothing more */
 
 uint64_t rp_journal_committed(const struct rp_journal *j);
 uint64_t rp_journal_epoch(const struct rp_journal *j);  /* of the newest COMMIT, or of the tail when there is none */

@@ -68,9 +68,33 @@ static int go_direct(struct rp_replica *r, const struct rp_epoch_header *h, stru
     return 0;
 }
 
+/* One that could not be written takes nothing more, but what it has counts. That goes to the files, and an empty one goes on from there. */
+static int renew_journal(struct rp_replica *r, struct rp_error *err)
+{
+    struct rp_journal_identity id;
+    struct rp_journal *j;
+    pthread_mutex_lock(&r->lock);
+    int rc = rp_replica_settle(r, err);
+    id.base = r->base;
+    memcpy(id.vm_id, r->vm_id, sizeof(id.vm_id));
+    pthread_mutex_unlock(&r->lock);
+    if (rc == 0)
+        rc = rp_journal_create(r->io, r->journal_path, r->journal_bytes, &id, &j, err);
+    if (rc < 0)
+        return rc;
+    pthread_mutex_lock(&r->lock);
+    rp_journal_close(r->journal);
+    r->journal = j;
+    rp_journal_tail_pos(j, &r->applied);
+    pthread_mutex_unlock(&r->lock);
+    return 0;
+}
+
 static int begin_sync(struct rp_replica *r, const struct rp_epoch_header *h, const struct rp_disk_base *base, struct rp_error *err)
 {
     int rc = check_term(r, h, err);
+    if (rc == 0 && r->journal && rp_journal_broken(r->journal))
+        rc = renew_journal(r, err);
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&r->lock);

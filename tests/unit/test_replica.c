@@ -361,6 +361,38 @@ Test(replica, fault_journal_write_and_sync)
     }
 }
 
+/* The host's disk was full for a moment: whoever comes next finds what was held, and a standby that takes epochs again. */
+Test(replica, a_journal_that_failed_is_made_anew_by_the_next_sync)
+{
+    static const char *const points[] = {"journal-write:1", "journal-write:2", "journal-sync:1"};
+    for (unsigned i = 0; i < 3; i++) {
+        struct rp_replica *r = must_open(NULL);
+        struct rp_error err = {0};
+        static uint8_t before[DISKS][DISK_BYTES];
+        sync_up(r);
+        memcpy(before, model, sizeof(model));
+        header.number = 2;
+        change();
+        fault(points[i]);
+        cr_assert_lt(finish(r, &err), 0, "%s", points[i]);
+        fault("");
+        cr_assert_eq(status(r).epoch, 1);
+        memcpy(model, before, sizeof(model));
+        header.number = 3;
+        put_syncs(1);
+        change();
+        cr_assert_eq(send(r, &err), 0, "%s: %s", points[i], err.text);
+        cr_assert(status(r).whole, "R4");
+        cr_assert(equal(before), "R4");
+        cr_assert_eq(rp_replica_commit(r, &header, &err), 0, "%s: %s", points[i], err.text);
+        rp_replica_close(r);
+        r = must_open(NULL);    /* R2 */
+        cr_assert_eq(status(r).epoch, 3);
+        cr_assert(equal(model), "%s", points[i]);
+        rp_replica_close(r);
+    }
+}
+
 Test(replica, fault_replica_write_and_sync)
 {
     static const char *const points[] = {"replica-write:1", "replica-sync:1"};
