@@ -44,7 +44,8 @@ void rp_vm_moved(struct rp_vm *vm, const struct rp_error *why)
 {
     struct rp_error err = {0};
     const char *reason = why ? "somebody else has held the lease since" : "it was handed over";
-    if (vm->leaving || !vm->options->pair.stays || rp_machine_state(vm->machine) == RP_VM_SHUTDOWN ||
+    /* Who was asked to end (SIGTERM) does not stay because the VM went elsewhere meanwhile. */
+    if (vm->leaving || !vm->options->pair.stays || vm->stop_deadline_ns || rp_machine_state(vm->machine) == RP_VM_SHUTDOWN ||
         rp_machine_state(vm->machine) == RP_VM_FAILED || (why && rp_jobs_running(vm->jobs, NULL))) {
         leave(vm, why);
         return;

@@ -377,6 +377,20 @@ def stop_in_a_checkpoint(w, vm, image, partial):
     raise Wrong(f"not in {WAIT_S} s: a checkpoint that is seen while it is written")
 
 
+def walk_a_button_and_a_switchover(w):
+    """Who was asked to end does not stay as a standby"""
+    uri = f"unix:{w.folder}/link"
+    vm = w.boot("vm", "--then", "standby", "--listen", f"unix:{w.folder}/back", "--lease", f"file:{w.folder}/lease", "--lease-ttl", TTL,
+                "--stop-timeout", "10m")
+    w.stand_by("vm", uri, "--lease-ttl", TTL)
+    protect(w, "vm", uri)
+    vm.process.send_signal(signal.SIGTERM)
+    w.until(lambda: "POWERDOWN" in w.ask("history", "vm"), "the guest is asked to power off, and does not care", vm)
+    w.ask("failover", "vm")
+    check(vm.end(0) == DONE, vm.text())
+    check(w.status("vm", w.there()).get("status") == "running", "the VM does not run on the other side")
+
+
 def walk_one_checkpoint_at_a_place(w):
     """Two VMs do not write one checkpoint, and one that is cancelled is not there"""
     image, partial = w.folder / "image", w.folder / "image.partial"
