@@ -525,7 +525,7 @@ def walk_reset(w):
 
 
 def walk_a_button_while_no_standby_is_there(w):
-    """A VM that stands still until it has a standby again is not ended by the first SIGTERM: then it notices its button"""
+    """A VM that stands still until it has a standby again is not ended by the first SIGTERM, and notices its button then"""
     vm = w.boot("vm", "--stop-timeout", "10m")
     standby = w.stand_by("vm", f"unix:{w.folder}/link", "--lease-ttl", TTL)
     protect(w, "vm", f"unix:{w.folder}/link", "--on-loss", "pause")
