@@ -7,6 +7,7 @@
 #include "replicator/protect.h"
 #include "tests/own_address.h"
 #include "tests/unit/fake_source.h"
+#include "tests/unit/told.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -105,15 +106,6 @@ static void protected_for(struct rp_protect *p, struct standby *s, unsigned more
             return;
         usleep(2000);
     }
-}
-
-static unsigned told(struct rp_events *events, const char *name)
-{
-    struct rp_event e[128];
-    unsigned n = rp_events_copy(events, e, 128), found = 0;
-    for (unsigned i = 0; i < n; i++)
-        found += strcmp(e[i].name, name) == 0;
-    return found;
 }
 
 /* `loses`: this fault ends the session, which must be told; otherwise the session lives on. */

@@ -9,6 +9,7 @@
 #include "replicator/frame.h"
 #include "replicator/gather.h"
 #include "tests/unit/fake_standby.h"
+#include "tests/unit/told.h"
 
 #include <errno.h>
 #include <semaphore.h>
@@ -414,18 +415,9 @@ static void must_commit(struct pair *p, unsigned more)
         usleep(2000);
 }
 
-static unsigned seen(struct pair *p, const char *name)
-{
-    struct rp_event ev[64];
-    unsigned n = rp_events_copy(p->events, ev, 64), found = 0;
-    for (unsigned i = 0; i < n; i++)
-        found += strcmp(ev[i].name, name) == 0;
-    return found;
-}
-
 static void await_event(struct pair *p, const char *name)
 {
-    while (!seen(p, name)) {
+    while (!told(p->events, name)) {
         committed(p);
         usleep(2000);
     }
@@ -448,9 +440,9 @@ static void pair_end(struct pair *p)
     unsigned n = rp_events_copy(p->events, ev, 64);
     for (unsigned i = 0; i < n; i++)
         printf("epoch %lu: %s %s\n", ev[i].epoch, ev[i].name, ev[i].data);
-    unsigned lost = seen(p, "LANE_LOST") + seen(p, "PATH_LOST") + seen(p, "TRANSPORT_DEGRADED");
+    unsigned lost = told(p->events, "LANE_LOST") + told(p->events, "PATH_LOST") + told(p->events, "TRANSPORT_DEGRADED");
     p->sink->ops->cancel(p->sink);
-    cr_assert_eq(seen(p, "LANE_LOST") + seen(p, "PATH_LOST") + seen(p, "TRANSPORT_DEGRADED"), lost, "an end that was wanted is no loss");
+    cr_assert_eq(told(p->events, "LANE_LOST") + told(p->events, "PATH_LOST") + told(p->events, "TRANSPORT_DEGRADED"), lost, "an end that was wanted is no loss");
     rp_engine_destroy(p->e);
     p->sink->ops->destroy(p->sink);
     fake_resume(&p->f.base, NULL);
@@ -487,7 +479,7 @@ Test(lanes, a_lane_breaks_during_the_full_sync)
     arm("link-record:3");
     pair_start(&p, 2, false);
     must_commit(&p, 5);
-    cr_assert_eq(seen(&p, "LANE_LOST"), 1);
+    cr_assert_eq(told(p.events, "LANE_LOST"), 1);
     pair_end(&p);
 }
 
@@ -498,7 +490,7 @@ Test(lanes, INV7_the_spare_way_carries_on)
     struct rp_link_stats st;
     pair_start(&p, 1, true);
     must_commit(&p, 5);
-    cr_assert_eq(seen(&p, "SPARE_MISSING"), 0);
+    cr_assert_eq(told(p.events, "SPARE_MISSING"), 0);
     rp_link_sink_stats(p.sink, &st);
     cr_assert_eq(st.lanes, 1);
     printf("over %s\n", st.transport);
@@ -520,11 +512,11 @@ Test(lanes, INV7_the_control_connection_has_a_second_path)
     arm("link-path:2");
     await_event(&p, "PATH_LOST");
     await_event(&p, "TRANSPORT_DEGRADED");      /* which follows it */
-    cr_assert_eq(seen(&p, "TRANSPORT_DEGRADED"), 1);
+    cr_assert_eq(told(p.events, "TRANSPORT_DEGRADED"), 1);
     must_commit(&p, 20);
     await_event(&p, "PATH_BACK");
     arm("link-path:2");         /* and again */
-    while (seen(&p, "PATH_LOST") < 2)
+    while (told(p.events, "PATH_LOST") < 2)
         usleep(2000);
     must_commit(&p, 20);
     pair_end(&p);
@@ -535,7 +527,7 @@ Test(lanes, a_lane_that_cannot_join_is_missed_not_fatal)
     static struct pair p;
     arm("link-lane:2");
     pair_start(&p, 2, false);
-    cr_assert_eq(seen(&p, "LANE_MISSING"), 1);
+    cr_assert_eq(told(p.events, "LANE_MISSING"), 1);
     must_commit(&p, 5);
     await_event(&p, "LANE_BACK");
     pair_end(&p);
@@ -546,7 +538,7 @@ Test(lanes, a_spare_way_that_cannot_be_had_is_said)
     static struct pair p;
     arm("link-spare:1");
     pair_start(&p, 1, true);
-    cr_assert_eq(seen(&p, "SPARE_MISSING"), 1);
+    cr_assert_eq(told(p.events, "SPARE_MISSING"), 1);
     must_commit(&p, 5);
     await_event(&p, "LANE_BACK");
     pair_end(&p);
@@ -581,7 +573,7 @@ Test(lanes, INV7_rdma_that_cannot_be_had_is_replaced_and_said)
     static struct pair p;
     struct rp_link_stats st;
     pair_start_to(&p, 2, false, "rdma");
-    cr_assert_eq(seen(&p, "TRANSPORT_DEGRADED"), 1);
+    cr_assert_eq(told(p.events, "TRANSPORT_DEGRADED"), 1);
     must_commit(&p, 20);
     rp_link_sink_stats(p.sink, &st);
     cr_assert_str_eq(st.transport, "tcp");

@@ -1,5 +1,6 @@
 /* A machine with a native guest: it starts, pauses, resumes, is cut and entered again. */
 #include "tests/unit/native.h"
+#include "tests/unit/told.h"
 
 #include "core/fault.h"
 #include "vmm/cpuid.h"
@@ -301,16 +302,6 @@ Test(machine, resets)
     rp_machine_destroy(m);
 }
 
-static unsigned said(struct rp_events *events, const char *name)
-{
-    struct rp_event all[64];
-    unsigned n = rp_events_copy(events, all, 64), found = 0;
-
-    for (unsigned i = 0; i < n; i++)
-        found += strcmp(all[i].name, name) == 0;
-    return found;
-}
-
 /* Nobody resets but once: Linux pulses the line ten times over, and each vCPU may fault. What the old guest asked for is not the new one's. */
 Test(machine, a_guest_that_asks_twice_is_reset_once, .timeout = 60)
 {
@@ -332,10 +323,10 @@ Test(machine, a_guest_that_asks_twice_is_reset_once, .timeout = 60)
     cr_assert_eq(rp_machine_pause(m, RP_PAUSE_USER, &err), 0, "%s", err.text);     /* or it comes to its end again */
     unsetenv("RP_FAULT");
     rp_fault_reload();
-    for (int i = 0; i < 5000 && said(events, "RESET") == 0; i++)
+    for (int i = 0; i < 5000 && told(events, "RESET") == 0; i++)
         usleep(1000);
     usleep(100000);
-    cr_assert_eq(said(events, "RESET"), 1u);
+    cr_assert_eq(told(events, "RESET"), 1u);
     rp_machine_destroy(m);
     rp_events_destroy(events);
 }
@@ -389,7 +380,7 @@ Test(machine, a_reset_that_breaks_half_way_ends_the_VM, .timeout = 60)
     cr_assert_lt(rp_machine_reset(m, &err), 0);
     cr_assert_eq(rp_machine_state(m), RP_VM_FAILED, "it stands still, and is said to run");
     cr_assert(strstr(rp_machine_failure(m), path), "%s", rp_machine_failure(m));
-    cr_assert_eq(said(events, "GUEST_FAILED"), 1u);
+    cr_assert_eq(told(events, "GUEST_FAILED"), 1u);
     rp_machine_destroy(m);
     rp_events_destroy(events);
     close(fd);

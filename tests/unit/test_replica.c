@@ -337,26 +337,36 @@ Test(replica, a_device_of_larger_blocks_takes_zeroes_of_a_sector)
     close(fd);
 }
 
+#define JOURNAL_POINTS 3u
+static const char *const journal_points[JOURNAL_POINTS] = {"journal-write:1", "journal-write:2", "journal-sync:1"};
+
+/* Holds epoch 1, which is `before`; of epoch 2 the journal took nothing. */
+static struct rp_replica *with_a_failed_journal(const char *point, uint8_t before[DISKS][DISK_BYTES])
+{
+    struct rp_replica *r = must_open(NULL);
+    struct rp_error err = {0};
+    sync_up(r);
+    memcpy(before, model, sizeof(model));
+    header.number = 2;
+    change();
+    fault(point);
+    cr_assert_lt(finish(r, &err), 0, "%s", point);
+    fault("");
+    cr_assert_eq(status(r).epoch, 1);
+    return r;
+}
+
 Test(replica, fault_journal_write_and_sync)
 {
-    static const char *const points[] = {"journal-write:1", "journal-write:2", "journal-sync:1"};
-    for (unsigned i = 0; i < 3; i++) {
-        struct rp_replica *r = must_open(NULL);
+    for (unsigned i = 0; i < JOURNAL_POINTS; i++) {
         struct rp_error err = {0};
         static uint8_t before[DISKS][DISK_BYTES];
-        sync_up(r);
-        memcpy(before, model, sizeof(model));
-        header.number = 2;
-        change();
-        fault(points[i]);
-        cr_assert_lt(finish(r, &err), 0, "%s", points[i]);
-        fault("");
-        cr_assert_eq(status(r).epoch, 1);
+        struct rp_replica *r = with_a_failed_journal(journal_points[i], before);
         change();
         cr_assert_lt(finish(r, &err), 0, "broken: nothing more is taken");
         cr_assert_eq(rp_replica_promote(r, 1, 3, &err), 0, "%s", err.text);
         memcpy(model, before, sizeof(model));
-        cr_assert(equal(model), "%s", points[i]);
+        cr_assert(equal(model), "%s", journal_points[i]);
         rp_replica_close(r);
     }
 }
@@ -364,31 +374,22 @@ Test(replica, fault_journal_write_and_sync)
 /* The host's disk was full for a moment: whoever comes next finds what was held, and a standby that takes epochs again. */
 Test(replica, a_journal_that_failed_is_made_anew_by_the_next_sync)
 {
-    static const char *const points[] = {"journal-write:1", "journal-write:2", "journal-sync:1"};
-    for (unsigned i = 0; i < 3; i++) {
-        struct rp_replica *r = must_open(NULL);
+    for (unsigned i = 0; i < JOURNAL_POINTS; i++) {
         struct rp_error err = {0};
         static uint8_t before[DISKS][DISK_BYTES];
-        sync_up(r);
-        memcpy(before, model, sizeof(model));
-        header.number = 2;
-        change();
-        fault(points[i]);
-        cr_assert_lt(finish(r, &err), 0, "%s", points[i]);
-        fault("");
-        cr_assert_eq(status(r).epoch, 1);
+        struct rp_replica *r = with_a_failed_journal(journal_points[i], before);
         memcpy(model, before, sizeof(model));
         header.number = 3;
         put_syncs(1);
         change();
-        cr_assert_eq(send(r, &err), 0, "%s: %s", points[i], err.text);
+        cr_assert_eq(send(r, &err), 0, "%s: %s", journal_points[i], err.text);
         cr_assert(status(r).whole, "R4");
         cr_assert(equal(before), "R4");
-        cr_assert_eq(rp_replica_commit(r, &header, &err), 0, "%s: %s", points[i], err.text);
+        cr_assert_eq(rp_replica_commit(r, &header, &err), 0, "%s: %s", journal_points[i], err.text);
         rp_replica_close(r);
         r = must_open(NULL);    /* R2 */
         cr_assert_eq(status(r).epoch, 3);
-        cr_assert(equal(model), "%s", points[i]);
+        cr_assert(equal(model), "%s", journal_points[i]);
         rp_replica_close(r);
     }
 }
